@@ -1,0 +1,94 @@
+"""From sparse counts to the dense expression that models see: gene choice and normalisation.
+
+Counts stay sparse until the genes are chosen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+
+NORMALIZATIONS = ("log1p", "log1p_cp10k")
+
+
+def gene_counts(slide: Slide, genes: Sequence[str]) -> np.ndarray:
+    """Raw counts [n, g] float32 of the chosen genes, in their order.
+
+    Raises:
+      InputError: the slide has no counts, or lacks some of the genes.
+    """
+    if slide.counts is None:
+        raise InputError(f"{slide.where}: has no counts; training and scoring need them.")
+    position = {gene: i for i, gene in enumerate(slide.genes)}
+    missing = [gene for gene in genes if gene not in position]
+    if missing:
+        raise InputError(
+            f"{slide.where}: {len(genes) - len(missing)} of {len(genes)} genes found; missing "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Choose genes that "
+            "every slide has, or set --config.data.missing_genes=drop."
+        )
+    columns = [position[gene] for gene in genes]
+    return np.asarray(slide.counts[:, columns].todense(), dtype=np.float32)
+
+
+def library_size(slide: Slide) -> np.ndarray:
+    """Total UMI count of each spot over all of the slide's genes, [n] float32, at least 1."""
+    return np.maximum(np.asarray(slide.counts.sum(axis=1)).ravel(), 1.0).astype(np.float32)
+
+
+def normalize(counts, library, normalization: str):
+    """`log1p(counts)` or `log1p(counts per 10,000)`; works on NumPy arrays.
+
+    Args:
+      counts: [n, g] raw counts.
+      library: [n] library sizes (unused by `log1p`).
+      normalization: one of NORMALIZATIONS.
+    """
+    if normalization == "log1p":
+        return np.log1p(counts)
+    if normalization == "log1p_cp10k":
+        return np.log1p(counts * (1e4 / library[:, None]))
+    raise InputError(
+        f"normalization must be one of {', '.join(NORMALIZATIONS)}, found {normalization!r}."
+    )
+
+
+def expression(slide: Slide, genes: Sequence[str], normalization: str) -> np.ndarray:
+    """Normalised expression [n, g] float32 of the chosen genes."""
+    return normalize(gene_counts(slide, genes), library_size(slide), normalization).astype(
+        np.float32
+    )
+
+
+def most_variable_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
+    """The genes of highest variance of log1p(counts per 10,000) over all spots of the slides.
+
+    Among genes present in every slide and detected in more than a tenth of the spots (FIELD-NOTES:
+    the ranking is the same whatever normalisation the model uses). Ties go by name.
+    """
+    common = sorted(set.intersection(*(set(slide.genes) for slide in slides)))
+    blocks = []
+    for slide in slides:
+        position = {gene: i for i, gene in enumerate(slide.genes)}
+        blocks.append(
+            sp.diags(1e4 / library_size(slide)) @ slide.counts[:, [position[g] for g in common]]
+        )
+    pooled = sp.csc_matrix(sp.vstack(blocks))
+    detected = np.diff(pooled.indptr) / pooled.shape[0]
+    logged = pooled.log1p()
+    mean = np.asarray(logged.mean(axis=0)).ravel()
+    variance = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
+    variance[detected <= 0.1] = -1.0
+    order = np.argsort(-variance, kind="stable")[:num_genes]
+    if len(order) < num_genes or variance[order[-1]] < 0:
+        raise InputError(
+            f"wanted {num_genes} variable genes, but only {int((variance >= 0).sum())} are in all "
+            f"{len(slides)} training slides and detected in over 10 % of their spots; lower "
+            "--config.data.num_genes."
+        )
+    return [common[i] for i in order]

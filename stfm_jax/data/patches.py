@@ -1,0 +1,34 @@
+"""Where the H&E patches of a slide's spots come from.
+
+A `PatchSource` gives square RGB patches centred on spots, in spot order. The encoders only know
+this interface; image files, HEST patch files and simulated tissue implement it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class PatchSource(Protocol):
+    """Square H&E patches, one per spot of a slide, in the slide's spot order."""
+
+    um_per_px: float  # micrometres per pixel of the patches that `read` returns
+
+    def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
+        """Reads the patches of some spots.
+
+        Args:
+          indices: [b] spot indices.
+          size_um: side of the patch in micrometres; patches reaching over the image's edge are
+            filled by reflection.
+
+        Returns:
+          [b, p, p, 3] uint8, p = round(size_um / um_per_px).
+
+        Raises:
+          InputError: unreadable image, or a source whose stored patches are smaller than
+            `size_um` (message says how large they are).
+        """
+        ...

@@ -1,0 +1,145 @@
+"""`Slide`: one tissue section as arrays, validated in one place.
+
+Readers build Slides; everything downstream takes them. Nothing here reads files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.spatial import cKDTree
+
+from stfm_jax.data.patches import PatchSource
+from stfm_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Slide:
+    """One tissue section: n spots, G genes, f features.
+
+    Construction validates (see `validate`); `dataclasses.replace` makes changed copies and
+    validates them again.
+    """
+
+    name: str
+    barcodes: np.ndarray  # [n] str, unique
+    coords_um: np.ndarray  # [n, 2] float64, spot centres in micrometres
+    coords_in: np.ndarray | None = None  # [n, 2] coordinates exactly as they came in
+    spatial_unit: str = "um"  # unit of coords_in: "um" or "pixel"
+    counts: sp.csr_matrix | None = None  # [n, G] raw UMI counts, non-negative integers
+    genes: np.ndarray | None = None  # [G] str, unique
+    features: np.ndarray | None = None  # [n, f] float32, embedding of each spot's patch
+    encoder: str | None = None  # name (with patch size) of the encoder that made the features
+    patches: PatchSource | None = None  # the H&E patches, where there is an image
+    patient: str = ""
+    section: str = ""
+    z_um: float | None = None  # position of the section in its stack, micrometres
+    source: str = ""  # the file it came from, for messages
+
+    def __post_init__(self):
+        if self.coords_in is None:
+            object.__setattr__(self, "coords_in", self.coords_um)
+        validate(self)
+
+    @property
+    def num_spots(self) -> int:
+        return len(self.barcodes)
+
+    @property
+    def where(self) -> str:
+        """How messages name this slide."""
+        return f"slide {self.name!r}" + (f" ({self.source})" if self.source else "")
+
+    def subset(self, index: np.ndarray) -> Slide:
+        """The slide with only the spots of `index` ([m] integers or [n] booleans)."""
+        index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
+        pick = {
+            field: None if getattr(self, field) is None else getattr(self, field)[index]
+            for field in ("barcodes", "coords_um", "coords_in", "counts", "features")
+        }
+        patches = None if self.patches is None else SubsetPatches(self.patches, index)
+        return dataclasses.replace(self, patches=patches, **pick)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetPatches:
+    """Patches of some spots of another source."""
+
+    base: PatchSource
+    index: np.ndarray  # [m] spot indices in base
+
+    @property
+    def um_per_px(self) -> float:
+        return self.base.um_per_px
+
+    def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
+        return self.base.read(self.index[indices], size_um)
+
+
+def validate(slide: Slide) -> None:
+    """Checks shapes, finiteness, uniqueness and counts of a slide.
+
+    Raises:
+      InputError: naming the slide, what was expected and what was found.
+    """
+    n, where = len(slide.barcodes), slide.where
+    if n == 0:
+        raise InputError(f"{where}: has no spots; check the tissue mask and the barcodes.")
+    if len(np.unique(slide.barcodes)) != n:
+        values, times = np.unique(slide.barcodes, return_counts=True)
+        raise InputError(
+            f"{where}: barcodes must be unique, but {values[times > 1][0]!r} occurs "
+            f"{times.max()} times; make them unique (anndata: obs_names_make_unique)."
+        )
+    if slide.spatial_unit not in ("um", "pixel"):
+        raise InputError(
+            f"{where}: spatial unit must be 'um' or 'pixel', found {slide.spatial_unit!r}."
+        )
+    _validate_coords(slide.coords_um, n, where)
+    if slide.features is not None:
+        _validate_features(slide.features, n, where)
+    if slide.counts is not None:
+        _validate_counts(slide.counts, slide.genes, n, where)
+
+
+def _validate_coords(coords_um: np.ndarray, n: int, where: str) -> None:
+    if coords_um.shape != (n, 2):
+        raise InputError(f"{where}: expected coordinates [{n}, 2], found {coords_um.shape}.")
+    if not np.isfinite(coords_um).all():
+        bad = int((~np.isfinite(coords_um).all(axis=1)).sum())
+        raise InputError(f"{where}: {bad} spots have NaN or infinite coordinates; drop them.")
+    if n > 1:
+        distance = cKDTree(coords_um).query(coords_um, k=2)[0][:, 1]
+        if distance.min() <= 1e-6 * max(np.median(distance), 1e-12):
+            raise InputError(
+                f"{where}: {int((distance == distance.min()).sum())} spots lie on top of another "
+                "spot; every spot needs coordinates of its own. Merge or drop the duplicates."
+            )
+
+
+def _validate_features(features: np.ndarray, n: int, where: str) -> None:
+    if features.ndim != 2 or len(features) != n:
+        raise InputError(f"{where}: expected features [{n}, f], found {features.shape}.")
+    if not np.isfinite(features).all():
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        raise InputError(
+            f"{where}: features of {bad} spots hold NaN or infinity; embed the slide again or "
+            "drop those spots."
+        )
+
+
+def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, where: str) -> None:
+    if genes is None or counts.shape != (n, len(genes)):
+        expected = (n, 0 if genes is None else len(genes))
+        raise InputError(f"{where}: expected counts {expected}, found {counts.shape}.")
+    if len(np.unique(genes)) != len(genes):
+        raise InputError(f"{where}: gene names must be unique; the readers sum duplicates.")
+    data = counts.data
+    if not np.isfinite(data).all() or (data < 0).any() or (data != np.round(data)).any():
+        wrong = data[~np.isfinite(data) | (data < 0) | (data != np.round(data))][0]
+        raise InputError(
+            f"{where}: counts must be non-negative integers (raw UMI counts), found {wrong:g}; "
+            "if X is normalised, put the raw counts into layers['counts']."
+        )
