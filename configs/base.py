@@ -1,0 +1,87 @@
+"""Defaults of every experiment. A config file takes these and says what differs, and why.
+
+Every field can be overridden on the command line, as in `--config.train.epochs=20`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.method = "stflow"
+    config.seed = 0
+    config.fold = config_dict.placeholder(int)  # one fold only; all, when absent
+
+    data = config.data = ConfigDict()
+    data.reader = "anndata"  # hest | her2st | anndata | simulated
+    data.dir = ""
+    data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
+    data.num_genes = 50  # most variable on the training slides, where no panel is given
+    data.missing_genes = "error"  # or drop: go on with the panel's genes that every slide has
+    data.standardize = "slide"  # image features, by each slide's own images, or by "training"
+    data.task = ""  # hest: IDC, PRAD, ...
+    data.sections = ()  # her2st: C2, C3, ...; all, when empty
+    data.features_key = "features"  # anndata: key in obsm
+    data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
+    data.um_per_px = config_dict.placeholder(float)
+    data.tissue = ConfigDict()  # simulated: fields of stfm_jax.data.simulate.TissueParams
+    data.seeds = (0,)  # simulated: one volume each
+    data.unseen = 0  # simulated: last sections kept out of everything
+
+    encoder = config.encoder = ConfigDict()
+    encoder.name = "stain_texture"  # built in; "precomputed": in the slide files; or HEST's name
+    encoder.patch_um = 300.0  # of the built-in encoder
+    encoder.dir = ""  # where embeddings lie (HEST layout) or are kept; <workdir>/embeddings
+
+    model = config.model = ConfigDict()
+    model.width = 128
+    model.blocks = 4
+    model.heads = 4
+    model.neighbors = 8
+    model.dropout = 0.2
+    model.expression = "token"  # differences: the published form
+    model.frames = "blended"  # pca: the published form; radial: distances only
+    model.time_scale = 1000.0  # 1: the published form
+    model.components = 256  # principal axes of the features for anchor and context
+    model.context = (9, 25, 60)  # sizes of neighbourhoods whose mean features are seen
+    model.token_context = True  # False: tokens see the spot's own features only, as published
+    model.feature_noise = 0.0
+    model.feature_dropout = 0.0
+    model.anchor = "kernel"  # none | ridge | kernel
+    model.image_weight = 0.5  # of the image tower in the mean beside the anchor; 0: no tower
+    model.image_width = 256
+    model.image_dropout = 0.4
+    model.image_noise = 0.3
+    model.targets = 0  # most variable genes trained on; 0: the scored ones only
+
+    config.prior = "zinb_fit"  # zinb_scalar | gaussian | zero
+
+    train = config.train = ConfigDict()
+    train.epochs = 100  # at most; the validation slide says how many
+    train.select = True  # False: train.epochs as they are
+    train.refit = True  # on all training slides, after selection; False: keep the best epoch
+    train.regions_per_slide = 10
+    train.whole_share = 0.0
+    train.slides_per_step = 1
+    train.learning_rate = 5e-4
+    train.weight_decay = 0.0
+    train.warmup_steps = 0
+    train.clip_norm = 1.0
+    train.ema_decay = 0.99
+    train.loss_weight = "velocity"  # data: the published plain error
+    train.checkpoint_every = 5  # epochs
+
+    sample = config.sample = ConfigDict()
+    sample.evaluations = 5  # network evaluations of a draw
+    sample.mean_draws = 8  # prior draws averaged by the posterior mean
+    sample.draws = 99  # for calibration
+
+    predict = config.predict = ConfigDict()
+    predict.input = ""
+    predict.output = ""
+    predict.draws = 8
+    predict.image = ""  # H&E image of the input slide, where it holds no features
+    predict.features_key = "features"
+    predict.spatial_unit = ""
+    predict.um_per_px = config_dict.placeholder(float)
+    return config

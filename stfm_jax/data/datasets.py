@@ -1,0 +1,182 @@
+"""A data set: slides by name, the folds they are scored on, and the gene panel if one is given.
+
+`load` turns the `data` section of a config into slides through one of the readers; it knows no
+encoder, so features are there only where the files hold them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stfm_jax.data import simulate
+from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
+from stfm_jax.data.panel import find_genes
+from stfm_jax.data.readers import h5ad, her2st, hest
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+
+_LOG = logging.getLogger("stfm_jax")
+READERS = ("hest", "her2st", "anndata", "simulated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Names of the training and test slides."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Slides and how they are split."""
+
+    slides: dict[str, Slide]
+    folds: tuple[Fold, ...]
+    genes: tuple[str, ...] | None  # a published panel, or None: chosen on each training set
+    split: str  # how folds were made, one sentence for the report
+
+    def __getitem__(self, names: Sequence[str]) -> list[Slide]:
+        return [self.slides[name] for name in names]
+
+
+def load(data: Any, embeddings_dir: str | None = None, encoder: str | None = None) -> Dataset:
+    """Reads the data set that a config's `data` section describes.
+
+    Args:
+      data: ConfigDict with `reader`, `dir` and what the reader needs (configs/base.py).
+      embeddings_dir: root of precomputed embeddings in the HEST layout, if they are used.
+      encoder: their name.
+
+    Raises:
+      InputError, FileNotFoundError: as the readers do.
+    """
+    if data.normalization not in NORMALIZATIONS:
+        raise InputError(
+            f"config.data.normalization must be one of {', '.join(NORMALIZATIONS)}, found "
+            f"{data.normalization!r}."
+        )
+    if data.reader == "hest":
+        dataset = _hest(data, embeddings_dir, encoder)
+    elif data.reader == "her2st":
+        dataset = _her2st(data)
+    elif data.reader == "anndata":
+        dataset = _anndata(data)
+    elif data.reader == "simulated":
+        dataset = _simulated(data)
+    else:
+        raise InputError(
+            f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
+        )
+    spots = sum(slide.num_spots for slide in dataset.slides.values())
+    _LOG.info("%d slides, %d spots; %s", len(dataset.slides), spots, dataset.split)
+    return dataset
+
+
+def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[str]:
+    """The panel's genes that the training slides have, or their most variable ones."""
+    if dataset.genes is None:
+        return most_variable_genes(train, data.num_genes)
+    return find_genes(train, list(dataset.genes), data.missing_genes)
+
+
+def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
+    """Folds by patient; by section where there is one patient, which the report says."""
+    patients = {name: slide.patient or name for name, slide in slides.items()}
+    groups = sorted(set(patients.values()))
+    note = f"folds leave one of {len(groups)} patients out"
+    if len(groups) == 1:
+        patients = {name: name for name in slides}
+        groups = list(slides)
+        note = (
+            f"folds leave one of {len(groups)} sections of one patient out: this is not "
+            "generalisation to patients"
+        )
+    if len(groups) < 2:
+        raise InputError(
+            f"{next(iter(slides))}: one slide alone cannot be split into training and test "
+            "slides; give at least two."
+        )
+    folds = tuple(
+        Fold(
+            tuple(n for n in slides if patients[n] != group),
+            tuple(n for n in slides if patients[n] == group),
+        )
+        for group in groups
+    )
+    return folds, note
+
+
+def _hest(data, embeddings_dir, encoder) -> Dataset:
+    root = _folder(data.dir, hest.how_to_get(data.task))
+    splits = hest.splits(root, data.task)
+    names = dict.fromkeys(name for train, test in splits for name in (*train, *test))
+    slides = {
+        name: hest.read(root, data.task, name, embed_root=embeddings_dir, encoder=encoder)
+        for name in names
+    }
+    return Dataset(
+        slides=slides,
+        folds=tuple(Fold(tuple(train), tuple(test)) for train, test in splits),
+        genes=tuple(hest.genes(root, data.task)),
+        split="HEST-bench's published folds (by patient) and its task-wide gene list, which was "
+        "chosen on all slides",
+    )
+
+
+def _her2st(data) -> Dataset:
+    root = _folder(data.dir, "get it from the public repository almaan/her2st")
+    slides = {name: her2st.read(root, name) for name in data.sections or her2st.sections(root)}
+    folds, note = leave_one_out(slides)
+    return Dataset(slides, folds, None, note)
+
+
+def _anndata(data) -> Dataset:
+    root = _folder(data.dir, "it should hold one .h5ad file per slide")
+    paths = sorted(root.glob("*.h5ad"))
+    if not paths:
+        raise InputError(f"{root}: expected one .h5ad file per slide, found none.")
+    slides = {
+        path.stem: h5ad.read(
+            path,
+            features_key=data.features_key,
+            spatial_unit=data.spatial_unit or None,
+            um_per_px=data.um_per_px,
+        )
+        for path in paths
+    }
+    folds, note = leave_one_out(slides)
+    return Dataset(slides, folds, None, note)
+
+
+def _simulated(data) -> Dataset:
+    params = simulate.TissueParams(**data.tissue)
+    volumes = simulate.cohort(params, list(data.seeds), keep_mean=False)
+    slides = {slide.name: slide for volume in volumes for slide in volume.slides}
+    if data.unseen:
+        slides = dict(list(slides.items())[: -data.unseen])
+    folds, note = leave_one_out(slides)
+    return Dataset(slides, folds, None, f"simulated tissue; {note}")
+
+
+def unseen(data: Any) -> list[Slide]:
+    """The last `data.unseen` simulated sections, which `load` leaves out: slides to predict."""
+    volumes = simulate.cohort(simulate.TissueParams(**data.tissue), list(data.seeds), False)
+    return [slide for volume in volumes for slide in volume.slides][-data.unseen :]
+
+
+def _folder(path: str | None, how_to_get: str) -> Path:
+    if not path:
+        raise InputError(f"--config.data.dir is not set; {how_to_get}.")
+    folder = Path(os.path.expanduser(path))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: expected the data folder there (--config.data.dir), found none; "
+            f"{how_to_get}."
+        )
+    return folder

@@ -1,0 +1,246 @@
+"""The HER2-positive breast tumours of Andersson et al. 2021, as released.
+
+Reads both the flat folders (`ST-cnts/C2.tsv.gz`, `ST-imgs/C2.jpg`) and those of the public
+repository (`data/ST-cnts/C2.tsv.gz`, `data/ST-imgs/C/C2/<anything>.jpg`). Sections are not
+registered to one another here.
+
+Reference: Andersson et al., Spatial deconvolution of HER2-positive breast cancer delineates
+tumor-associated cell type interactions, Nature Communications 2021 (almaan/her2st, Zenodo 4751624).
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.panel import sum_duplicates
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+
+PITCH_UM = 200.0  # [paper] centre to centre of neighbouring spots
+_LOG = logging.getLogger("stfm_jax")
+_GET = "Get the data from github.com/almaan/her2st (or Zenodo 4751624) and unpack it there."
+_COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y")
+_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+
+
+def sections(root: str | Path) -> list[str]:
+    """Names of the sections with both counts and spots, sorted.
+
+    Raises:
+      FileNotFoundError: the folder or its tables are not there.
+    """
+    base = _base(root)
+    counts = {path.name.split(".")[0] for path in (base / "ST-cnts").glob("*.tsv*")}
+    spots = {
+        path.name.split("_selection")[0]
+        for path in (base / "ST-spotfiles").glob("*_selection.tsv*")
+    }
+    if not counts & spots:
+        raise FileNotFoundError(
+            f"{base}: expected ST-cnts/<section>.tsv.gz and ST-spotfiles/<section>_selection.tsv, "
+            f"found {len(counts)} and {len(spots)} with no section in common. {_GET}"
+        )
+    return sorted(counts & spots)
+
+
+def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
+    """Reads one section.
+
+    Spots are those that are selected (under tissue) and have a row of counts. Coordinates keep the
+    geometry of the image: pixels times 200 um over the pitch in pixels, where the pitch is that of
+    the similarity transform fitted from the adjusted array coordinates to pixels. [ours]
+
+    Args:
+      root: folder with ST-cnts, ST-spotfiles and ST-imgs, or the one with `data/` around them.
+      section: such as `C2`; the first letter is the patient.
+      spacing_um: distance between serial sections, which the data do not record [ours]; `z_um` is
+        the number in the section's name times this.
+
+    Raises:
+      FileNotFoundError: a table of the section is missing.
+      InputError: a table is damaged, or the spots do not fit the counts or the image.
+    """
+    base = _base(root)
+    spots = _spots(_table(base, "ST-spotfiles", f"{section}_selection"))
+    counts_path = _table(base, "ST-cnts", section)
+    barcodes, genes, counts = _counts(counts_path)
+    row = {barcode: i for i, barcode in enumerate(barcodes)}
+    if len(row) < len(barcodes):
+        raise InputError(f"{counts_path}: {len(barcodes) - len(row)} spots have several rows.")
+    spots = spots[[barcode in row for barcode in spots.index]]
+    if spots.empty:
+        raise InputError(
+            f"{counts_path}: none of its {len(row)} spots (such as '{barcodes[0]}') is selected in "
+            f"{section}_selection.tsv; both must be of the same section."
+        )
+    counts, genes = sum_duplicates(
+        counts[[row[barcode] for barcode in spots.index]], genes, f"section {section}"
+    )
+    pixels = spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)
+    array = spots[["new_x", "new_y"]].to_numpy(np.float64)
+    um_per_px = PITCH_UM / pitch_px(array, pixels, f"section {section} ({base})")
+    image = _image(base, section)
+    return Slide(
+        name=section,
+        barcodes=spots.index.to_numpy().astype(str),
+        coords_um=pixels * um_per_px,
+        coords_in=pixels,
+        spatial_unit="pixel",
+        counts=counts,
+        genes=genes,
+        patches=None if image is None else ImagePatches(image, pixels, um_per_px),
+        patient=section[:1],
+        section=section,
+        z_um=_number(section) * spacing_um,
+        source=str(counts_path),
+    )
+
+
+def pathologist_labels(root: str | Path, section: str) -> dict[str, str]:
+    """A pathologist's region of each labelled spot, barcode -> label; 'undetermined' left out.
+
+    Labels are matched to spots by rounding their array coordinates.
+
+    Raises:
+      FileNotFoundError: the section has no labels (D1 and E1 have, and the first of each patient in
+        the public repository).
+      InputError: the table lacks a column.
+    """
+    base = _base(root)
+    folder = "ST-pat/lbl" if (base / "ST-pat" / "lbl").is_dir() else "ST-pat"
+    path = _table(base, folder, f"{section}_labeled_coordinates")
+    table = _read_table(path, ("x", "y", "label"))
+    # A stray second header row, and spots without coordinates, are no numbers.
+    where = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
+    keep = where.notna().all(axis=1) & table["label"].notna()
+    keep &= table["label"] != "undetermined"
+    rounded = where[keep].round().astype(int)
+    barcodes = rounded["x"].astype(str) + "x" + rounded["y"].astype(str)
+    return dict(zip(barcodes, table["label"][keep].astype(str), strict=True))
+
+
+def pitch_px(array: np.ndarray, pixels: np.ndarray, where: str) -> float:
+    """Pixels per array unit, from the least-squares similarity transform (rotation and scale).
+
+    Args:
+      array: [n, 2] adjusted array coordinates.
+      pixels: [n, 2] pixel coordinates of the same spots.
+      where: how a message names the section.
+
+    Raises:
+      InputError: fewer than two spots, or the two do not belong together.
+    """
+    # A similarity transform of the plane is a complex line: pixel = a * array + b, pitch = |a|.
+    a, p = (points @ np.array([1, 1j]) for points in (array, pixels))
+    a, p = a - a.mean(), p - p.mean()
+    power = float(np.vdot(a, a).real)
+    factor = np.vdot(a, p) / power if power > 0 else 0.0
+    residual = float(np.sqrt(np.mean(np.abs(p - factor * a) ** 2)))
+    if not residual < 0.25 * abs(factor):
+        raise InputError(
+            f"{where}: pixel coordinates must follow new_x, new_y by a rotation and a scale, but "
+            f"they miss it by {residual:g} pixels at a pitch of {abs(factor):g}; check the columns."
+        )
+    return float(abs(factor))
+
+
+def _base(root: str | Path) -> Path:
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. {_GET}")
+    for base in (root, root / "data"):
+        if (base / "ST-cnts").is_dir():
+            return base
+    raise FileNotFoundError(f"{root}: expected the folder ST-cnts (or data/ST-cnts) there. {_GET}")
+
+
+def _table(base: Path, folder: str, stem: str) -> Path:
+    for suffix in (".tsv.gz", ".tsv"):
+        path = base / folder / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{base / folder / stem}.tsv(.gz): no such file. {_GET}")
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, sep="\t")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise _damaged(path, error) from error
+    absent = [column for column in columns if column not in table]
+    if absent:
+        raise InputError(
+            f"{path}: expected the columns {', '.join(columns)}, but {', '.join(absent)} "
+            f"{'is' if len(absent) == 1 else 'are'} missing. {_GET}"
+        )
+    return table
+
+
+def _spots(path: Path) -> pd.DataFrame:
+    """Selected spots, indexed by barcode `<x>x<y>`."""
+    table = _read_table(path, _COLUMNS)
+    values = table[list(_COLUMNS)].apply(pd.to_numeric, errors="coerce")
+    if not np.isfinite(values.to_numpy(np.float64)).all():
+        raise InputError(
+            f"{path}: expected numbers in the columns {', '.join(_COLUMNS)}, found others."
+        )
+    if "selected" in table:
+        values = values[pd.to_numeric(table["selected"], errors="coerce") == 1]
+    array = values[["x", "y"]].round().astype(int).astype(str)
+    values.index = array["x"] + "x" + array["y"]
+    return values
+
+
+def _counts(path: Path) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
+    """Barcodes [n], genes [G] and counts [n, G] of a table, one dense row at a time.
+
+    Parsed by hand: pandas takes five times as long for a table of 15,000 columns.
+    """
+    barcodes, rows = [], []
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+            genes = np.array(file.readline().rstrip("\r\n").split("\t")[1:], dtype=str)
+            for line in filter(str.strip, file):
+                barcode, *values = line.rstrip("\r\n").split("\t")
+                barcodes.append(barcode)
+                rows.append(sp.csr_matrix(np.array(values, dtype=np.float32)))
+        if len(genes) == 0 or len(rows) == 0:
+            raise ValueError("no genes or no spots")
+        counts = sp.csr_matrix(sp.vstack(rows))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise _damaged(path, error) from error
+    if counts.shape[1] != len(genes):
+        raise _damaged(path, f"{len(genes)} gene names, but {counts.shape[1]} columns")
+    return np.array(barcodes, dtype=str), genes, counts
+
+
+def _damaged(path: Path, reason: object) -> InputError:
+    return InputError(
+        f"{path}: expected a tab-separated table with a header, but it is empty or damaged "
+        f"({reason}). {_GET}"
+    )
+
+
+def _image(base: Path, section: str) -> Path | None:
+    """The section's H&E image, or None: not every section has one."""
+    flat = [base / "ST-imgs" / f"{section}{suffix}" for suffix in _IMAGES]
+    nested = sorted((base / "ST-imgs" / section[:1] / section).glob("*"))
+    images = [p for p in flat + nested if p.is_file() and p.suffix.lower() in _IMAGES]
+    if len(images) > 1:
+        _LOG.info("section %s: %d images, %s is used", section, len(images), images[0])
+    return images[0] if images else None
+
+
+def _number(section: str) -> int:
+    """The number in a section's name: 2 for `C2`."""
+    digits = re.search(r"\d+", section)
+    return int(digits.group()) if digits else 0

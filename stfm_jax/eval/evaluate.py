@@ -1,0 +1,103 @@
+"""Scores of one fold: every row on the same test spots.
+
+A row is a point prediction per test slide, with draws where the method is generative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stfm_jax.eval.report import per_gene_rows
+from stfm_jax.ops import metrics
+from stfm_jax.ops.neighbors import knn_graph
+
+NUM_SINGLE_DRAWS = 8  # draws scored one by one; their mean score is the row's
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """The test slides of a fold."""
+
+    names: tuple[str, ...]
+    coords_um: list[np.ndarray]  # per slide [n_i, 2]
+    expr: list[np.ndarray]  # per slide [n_i, g]
+
+    @property
+    def pooled(self) -> np.ndarray:
+        return np.concatenate(self.expr)
+
+
+def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, float]:
+    """Accuracy and structure of a point prediction, per slide [n_i, g].
+
+    Per-gene scores are over all test spots together and averaged over genes, as HEST does. The
+    CRPS of a point is its absolute error. Moran's agreement is averaged over slides.
+    """
+    pred, true = np.concatenate(prediction), test.pooled
+    per_gene = {
+        "pearson": metrics.pearson(pred, true),
+        "spearman": metrics.spearman(pred, true),
+        "mse": metrics.mse(pred, true),
+        "mae": metrics.mae(pred, true),
+        "pearson_spot": metrics.pearson_spot(pred, true),
+    }
+    scores = {name: metrics.mean_over_genes(values)[0] for name, values in per_gene.items()}
+    scores["gene_structure"] = metrics.gene_structure(pred, true)
+    scores["moran"] = float(
+        np.mean(
+            [
+                metrics.moran_agreement(p, y, *knn_graph(c, min(8, len(c) - 1)))
+                for p, y, c in zip(prediction, test.expr, test.coords_um, strict=True)
+            ]
+        )
+    )
+    scores["crps"] = scores["mae"]
+    return scores
+
+
+def score_draws(draws: Sequence[np.ndarray], test: TestSet, seed: int) -> dict[str, float]:
+    """Scores of single draws (the mean over several), and of the ensemble's calibration.
+
+    Args:
+      draws: per slide [m, n_i, g].
+      test: the slides.
+      seed: of the random ranks at ties.
+    """
+    count = min(NUM_SINGLE_DRAWS, len(draws[0]))
+    singles = [score_point([d[i] for d in draws], test) for i in range(count)]
+    scores = {name: float(np.mean([s[name] for s in singles])) for name in singles[0]}
+    pooled, true = np.concatenate(draws, axis=1), test.pooled
+    scores["crps"] = float(np.mean(metrics.crps(pooled, true)))
+    if len(pooled) >= metrics.MIN_DRAWS_FOR_COVERAGE:
+        covered = metrics.coverage(pooled, true, 0.8, np.random.default_rng(seed))
+        scores["coverage80"] = float(np.mean(covered))
+    return scores
+
+
+def gene_rows(
+    fold: int, prediction: Mapping[str, Sequence[np.ndarray]], test: TestSet, genes: Sequence[str]
+) -> list[dict]:
+    """Rows of per_gene.csv for the point predictions of a fold."""
+    true = test.pooled
+    rows = []
+    for method, parts in prediction.items():
+        pred = np.concatenate(parts)
+        rows += per_gene_rows(
+            fold,
+            method,
+            genes,
+            metrics.pearson(pred, true),
+            metrics.spearman(pred, true),
+            metrics.mse(pred, true),
+        )
+    return rows
+
+
+def blocks(test: TestSet) -> tuple[np.ndarray, np.ndarray]:
+    """Spatial block [n] and slide [n] of every test spot, for the paired bootstrap."""
+    labels = [metrics.spatial_blocks(c) for c in test.coords_um]
+    slides = np.repeat(np.arange(len(labels)), [len(b) for b in labels])
+    return np.concatenate(labels), slides

@@ -1,0 +1,284 @@
+"""Pictures: data in, `matplotlib.figure.Figure` out.
+
+No pyplot and so no global state; nothing here reads data or computes a score. `save` writes a
+figure atomically.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from scipy.spatial import cKDTree
+
+from stfm_jax.runtime.files import atomic_path
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; light yellow left out.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_GREY = "#666666"
+_PANEL_INCHES = 2.6  # longer side of one map
+_EXPRESSION_MAP = "viridis"
+
+
+def learning_curve(
+    history: Mapping[str, Sequence] | Sequence[Mapping],
+    chosen: Mapping[int | str, int] | None = None,
+    loss: str = "train_loss",
+    score: str = "val_pearson",
+) -> Figure:
+    """Training loss above, validation score below, by epoch, a line per fold.
+
+    Args:
+      history: rows of history.csv (dictionaries), or a dictionary of columns: `epoch`, `fold`
+        (may be absent), and the two columns named next. Empty, None or NaN: not measured.
+      chosen: epoch chosen on the validation set, by fold; marked by a dot.
+      loss: column of the training loss.
+      score: column of the validation score.
+
+    Returns:
+      The figure.
+    """
+    folds = _series(history, (loss, score))
+    chosen = {str(fold): epoch for fold, epoch in (chosen or {}).items()}
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for index, (fold, columns) in enumerate(folds.items()):
+        color = COLORS[index % len(COLORS)]
+        style = ("-", "--", ":")[index // len(COLORS) % 3]
+        for ax, column in zip(axes, (loss, score), strict=True):
+            measured = np.isfinite(columns[column])
+            epochs, values = columns["epoch"][measured], columns[column][measured]
+            # A single value is a point: a line through it would not be seen.
+            marker = "." if len(values) == 1 else None
+            ax.plot(epochs, values, style, color=color, lw=1.5, marker=marker, label=_label(fold))
+        if fold in chosen:
+            _mark_epoch(axes[1], columns["epoch"], columns[score], chosen[fold], color)
+    axes[0].set_ylabel("training loss")
+    axes[1].set_ylabel("validation Pearson" if score == "val_pearson" else score)
+    axes[1].set_xlabel("epoch")
+    for ax in axes:
+        _plain_axes(ax)
+    if chosen:
+        axes[0].plot([], [], "o", color="white", mec=_GREY, mew=1.5, label="chosen epoch")
+    if len(folds) > 1 or chosen:
+        first = 0 if len(folds) > 1 else 1
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].legend(handles[first:], labels[first:], frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def _label(fold: str) -> str:
+    return f"fold {fold}" if fold.isdigit() else fold
+
+
+def _series(
+    history: Mapping[str, Sequence] | Sequence[Mapping], columns: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The history by fold: {fold: {"epoch" and each column: [epochs] float64}}."""
+    if isinstance(history, Mapping):
+        names = list(history)
+        history = [
+            dict(zip(names, row, strict=True)) for row in zip(*history.values(), strict=True)
+        ]
+    folds: dict[str, list[Mapping]] = {}
+    for row in history:
+        folds.setdefault(str(row.get("fold", "")), []).append(row)
+    return {
+        fold: {
+            name: np.array([_number(row.get(name)) for row in rows]) for name in ("epoch", *columns)
+        }
+        for fold, rows in folds.items()
+    }
+
+
+def _number(value: object) -> float:
+    return math.nan if value is None or value == "" else float(value)
+
+
+def _mark_epoch(ax: Axes, epochs: np.ndarray, values: np.ndarray, epoch: int, color: str) -> None:
+    ax.axvline(epoch, color=color, lw=0.8, alpha=0.35, zorder=0)
+    at = np.flatnonzero((epochs == epoch) & np.isfinite(values))
+    if len(at):
+        ax.plot(epoch, values[at[-1]], "o", color="white", mec=color, mew=1.5, ms=6, zorder=3)
+
+
+def _plain_axes(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#dddddd", lw=0.6)
+    ax.set_axisbelow(True)
+
+
+def spatial_maps(
+    coords_um: np.ndarray,
+    measured: np.ndarray | None,
+    predicted: np.ndarray,
+    gene_names: Sequence[str],
+    scores: np.ndarray | None = None,
+    draw: np.ndarray | None = None,
+    num_best: int = 3,
+    num_worst: int = 2,
+    title: str = "",
+) -> Figure:
+    """Maps of the best and worst genes of one slide: measured | predicted (| one draw).
+
+    The panels of a gene share colour limits (1st to 99th percentile over all of them), so that a
+    prediction that is too smooth looks it. Spots are drawn in micrometres and tile the tissue at
+    any size of the figure.
+
+    Args:
+      coords_um: [n, 2] spot centres in micrometres, y downwards as in the image.
+      measured: [n, g] expression; None where there is none.
+      predicted: [n, g].
+      gene_names: [g].
+      scores: [g] Pearson per gene, which ranks the genes; NaN (constant genes) are left out.
+        None: the genes whose prediction varies most.
+      draw: [n, g] one draw, for a third column.
+      num_best: rows of best genes.
+      num_worst: rows of worst genes; none without scores.
+      title: over the figure, for example the slide's name.
+
+    Returns:
+      The figure.
+    """
+    panels = {"measured": measured, "predicted": predicted, "one draw": draw}
+    panels = {name: np.asarray(v, np.float64) for name, v in panels.items() if v is not None}
+    genes = _chosen_genes(np.asarray(predicted), scores, num_best, num_worst)
+    coords = np.asarray(coords_um, np.float64)
+    spacing = spot_spacing_um(coords)
+    extent = np.ptp(coords, axis=0) + 2 * spacing
+    width, height = np.maximum(_PANEL_INCHES * extent / extent.max(), 0.9)
+    figure = Figure(
+        figsize=(width * len(panels) + 1.5, (height + 0.2) * len(genes) + 0.6),
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    axes = figure.subplots(len(genes), len(panels), squeeze=False)
+    for row, gene in zip(axes, genes, strict=True):
+        norm = _shared_limits([values[:, gene] for values in panels.values()])
+        for ax, values in zip(row, panels.values(), strict=True):
+            spots = draw_spots(ax, coords, values[:, gene], spacing, norm)
+        figure.colorbar(spots, ax=row, fraction=0.05, pad=0.02, shrink=0.85).outline.set_visible(
+            False
+        )
+        row[0].set_ylabel(_row_label(gene_names[gene], scores, gene), fontsize=10)
+    for ax, name in zip(axes[0], panels, strict=True):
+        ax.set_title(name, fontsize=11)
+    _scale_bar(axes[-1, 0], coords, spacing)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _chosen_genes(
+    predicted: np.ndarray, scores: np.ndarray | None, num_best: int, num_worst: int
+) -> list[int]:
+    """Indices of the best genes, best first, then of the worst, worst last; no gene twice."""
+    if scores is None:
+        return np.argsort(-predicted.var(axis=0), kind="stable")[: num_best + num_worst].tolist()
+    order = np.argsort(-np.asarray(scores), kind="stable")  # NaN sorts last
+    order = order[: int((~np.isnan(scores)).sum())].tolist() or [0]
+    worst = order[num_best:]
+    return order[:num_best] + worst[max(len(worst) - num_worst, 0) :]
+
+
+def _row_label(gene: str, scores: np.ndarray | None, index: int) -> str:
+    if scores is None or np.isnan(scores[index]):
+        return str(gene)
+    return f"{gene}\nPearson {scores[index]:.2f}"
+
+
+def _shared_limits(columns: Sequence[np.ndarray]) -> Normalize:
+    pooled = np.concatenate(columns)
+    low, high = np.percentile(pooled, [1, 99])
+    if high <= low:  # a gene in very few spots
+        low, high = pooled.min(), pooled.max()
+    return Normalize(low, high if high > low else low + 1.0)
+
+
+def spot_spacing_um(coords_um: np.ndarray) -> float:
+    """Distance between neighbouring spots: a lattice's pitch, or one over the root of the density.
+
+    On scattered spots the nearest neighbour is much too near (half of what discs need to cover the
+    tissue) and the fourth about right; on a lattice with holes it is the other way round.
+    """
+    n = len(coords_um)
+    if n == 1:
+        return 1.0
+    distance = np.median(cKDTree(coords_um).query(coords_um, k=min(5, n))[0], axis=0)
+    is_lattice = distance[-1] < 1.6 * distance[1]
+    return float(distance[min(2, n - 1)] if is_lattice else distance[-1])
+
+
+def draw_spots(
+    ax: Axes, coords_um: np.ndarray, values: np.ndarray, diameter_um: float, norm: Normalize
+) -> EllipseCollection:
+    """Draws spots as discs of a size given in micrometres; equal aspect, y downwards, no frame.
+
+    Args:
+      ax: axes to draw into.
+      coords_um: [n, 2].
+      values: [n] what the colour shows.
+      diameter_um: diameter of a disc.
+      norm: colour limits.
+
+    Returns:
+      The collection, for a colour bar.
+    """
+    size = np.full(len(coords_um), diameter_um)
+    spots = EllipseCollection(
+        size,
+        size,
+        np.zeros(len(size)),
+        units="xy",
+        offsets=coords_um,
+        offset_transform=ax.transData,
+    )
+    spots.set(array=values, norm=norm, cmap=_EXPRESSION_MAP, linewidth=0, rasterized=True)
+    ax.add_collection(spots)
+    low, high = coords_um.min(axis=0) - diameter_um, coords_um.max(axis=0) + diameter_um
+    ax.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), xticks=[], yticks=[])
+    ax.set_aspect("equal")
+    ax.spines[:].set_visible(False)
+    return spots
+
+
+def _scale_bar(ax: Axes, coords_um: np.ndarray, spacing: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, about a quarter of the width, under the spots."""
+    low, high = coords_um.min(axis=0), coords_um.max(axis=0)
+    length = nice_length(0.3 * max(high[0] - low[0], spacing))
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    bottom = high[1] + 2 * spacing
+    ax.plot([low[0], low[0] + length], [bottom] * 2, color="black", lw=2, clip_on=False)
+    ax.annotate(
+        label,
+        (low[0] + length / 2, bottom),
+        xytext=(0, -3),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=8,
+        annotation_clip=False,
+    )
+
+
+def nice_length(at_most: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `at_most` (> 0)."""
+    power = 10.0 ** math.floor(math.log10(at_most))
+    return max(step * power for step in (1, 2, 5) if step * power <= at_most * (1 + 1e-9))
+
+
+def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
+    """Writes the figure atomically; the suffix of `path` decides the format.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "stfm"}):
+        figure.savefig(temporary, dpi=dpi)

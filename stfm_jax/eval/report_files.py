@@ -1,0 +1,126 @@
+"""The report of an experiment: metrics.json, per_gene.csv, history.csv, curves and maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stfm_jax
+from stfm_jax.data.datasets import Dataset
+from stfm_jax.eval import evaluate, plots, report
+from stfm_jax.ops import metrics
+from stfm_jax.runtime.files import load_arrays, read_csv, read_json, write_csv, write_json
+
+_LOG = logging.getLogger("stfm_jax")
+SHOWN = ("pearson", "spearman", "mse", "gene_structure", "moran", "crps", "coverage80")
+COMPARED = ("anchor", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
+
+
+def write(workdir: Path, config: Any, dataset: Dataset) -> None:
+    """Writes the report over all folds scored so far, and prints its table."""
+    paths = sorted(workdir.glob("fold_*/fold.json"), key=lambda p: read_json(p)["fold"])
+    folds = [read_json(path) for path in paths]
+    summary = report.summarize([fold["scores"] for fold in folds])
+    predictions = [load_arrays(path.with_name("predictions.npz")) for path in paths]
+    comparisons = _comparisons(folds, predictions)
+    write_json(
+        workdir / "metrics.json",
+        {
+            "config": config.to_dict(),
+            **summary,
+            "comparisons": comparisons,
+            "folds": [_without(fold, "scores", "per_gene", "genes") for fold in folds],
+            "genes": {
+                "by_fold": {fold["fold"]: fold["genes"] for fold in folds},
+                "constant_by_fold": {fold["fold"]: fold["constant_genes"] for fold in folds},
+            },
+            "split": dataset.split,
+            "folds_in_split": len(dataset.folds),
+            "version": stfm_jax.__version__,
+        },
+    )
+    write_csv(workdir / "per_gene.csv", [row for fold in folds for row in fold["per_gene"]])
+    _write_history(workdir)
+    for fold, arrays in zip(folds, predictions, strict=True):
+        _write_maps(workdir, fold, arrays)
+    _LOG.info("%s", text(summary["methods"], comparisons, folds, dataset))
+
+
+def text(methods, comparisons, folds, dataset: Dataset) -> str:
+    """What a person reads at the end of a run."""
+    constant = sum(len(fold["constant_genes"]) for fold in folds)
+    lines = [
+        "",
+        report.text_table(methods, SHOWN),
+        "",
+        f"Mean +- spread over {len(folds)} of {len(dataset.folds)} folds; {dataset.split}.",
+        "pearson: per gene over the fold's test spots, then the mean over genes"
+        + (f"; {constant} constant genes left out." if constant else "; no gene was constant."),
+    ]
+    for name, row in comparisons.items():
+        lines.append(
+            f"stflow - {name}: {row['difference']:+.4f} pearson, 95 % of spatial-block resamples "
+            f"in [{row['low']:+.4f}, {row['high']:+.4f}]"
+        )
+    return "\n".join(lines)
+
+
+def _comparisons(folds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, dict]:
+    """Paired spatial-block bootstrap of STFlow's mean against each regression."""
+    if not folds:
+        return {}
+    rows = {}
+    for name in COMPARED:
+        parts = []
+        for fold, arrays in zip(folds, predictions, strict=True):
+            bounds = np.cumsum(fold["spots"])[:-1]
+            test = evaluate.TestSet(
+                tuple(fold["test"]),
+                np.split(arrays["coords_um"], bounds),
+                np.split(arrays["expr"], bounds),
+            )
+            pred = arrays["points"]
+            parts.append((pred["stflow"], pred[name], arrays["expr"], *evaluate.blocks(test)))
+        rows[name] = metrics.paired_bootstrap(parts)._asdict()
+    return rows
+
+
+def _write_history(workdir: Path) -> None:
+    rows = []
+    for directory in (*sorted(workdir.glob("fold_*")), workdir / "final"):
+        for stage in ("select", "refit"):
+            fold = directory.name.removeprefix("fold_")
+            rows += [{"fold": fold, **row} for row in read_csv(directory / stage / "history.csv")]
+    write_csv(workdir / "history.csv", rows)
+    selection = [row for row in rows if row["stage"].endswith("select")]
+    if selection:
+        chosen = {
+            path.parts[-3].removeprefix("fold_"): read_json(path)["best_epoch"]
+            for path in workdir.glob("fold_*/select/done.json")
+        }
+        figure = plots.learning_curve(selection, chosen)
+        plots.save(figure, workdir / "learning_curve.png")
+
+
+def _write_maps(workdir: Path, fold: dict, arrays: dict) -> None:
+    """Best and worst genes of the fold's first test slide: measured | predicted | one draw."""
+    size = fold["spots"][0]
+    scores = metrics.pearson(arrays["points"]["stflow"], arrays["expr"])
+    figure = plots.spatial_maps(
+        arrays["coords_um"][:size],
+        arrays["expr"][:size],
+        arrays["points"]["stflow"][:size],
+        fold["genes"],
+        scores=scores,
+        draw=arrays["one_draw"][:size],
+        title=f"{fold['test'][0]}: measured, STFlow's mean, one draw",
+    )
+    plots.save(figure, workdir / f"maps_{fold['test'][0]}.png")
+
+
+def _without(row: dict, *keys: str) -> dict:
+    return {key: value for key, value in row.items() if key not in keys}

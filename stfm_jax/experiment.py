@@ -1,0 +1,332 @@
+"""An experiment in its workdir: folds trained and scored, a final model, a report.
+
+    W/config.json                 the resolved config
+    W/embeddings/                 features of the built-in encoder
+    W/fold_<i>/select, refit      training stages (checkpoints, history.csv, done.json)
+    W/fold_<i>/model, final/model what prediction needs (eval.model)
+    W/fold_<i>/fold.json, predictions.npz   scores and predictions of the fold's test slides
+    W/metrics.json, per_gene.csv, history.csv, *.png   the report over the folds done so far
+
+Every step finds out what is done already, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from stfm_jax.data import datasets
+from stfm_jax.data.batching import collate
+from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.slide import Slide
+from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded
+from stfm_jax.errors import InputError
+from stfm_jax.eval import evaluate, model_store, report_files
+from stfm_jax.models import build
+from stfm_jax.models.baselines import regression
+from stfm_jax.models.stflow import STFlow, TrainingSet
+from stfm_jax.ops import metrics
+from stfm_jax.regression.regressors import leave_out_groups
+from stfm_jax.runtime.files import read_json, save_arrays, write_json
+from stfm_jax.train.loop import Schedule, Trained, train
+from stfm_jax.train.state import Optimizer
+
+_LOG = logging.getLogger("stfm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config, its workdir and its data."""
+
+    config: Any
+    workdir: Path
+    dataset: datasets.Dataset
+
+    def fold_dir(self, fold: int) -> Path:
+        return self.workdir / f"fold_{fold}"
+
+
+def open_experiment(config: Any, workdir: str | Path) -> Experiment:
+    """Reads the data set and embeds its slides where the files hold no features."""
+    build.check(config)
+    workdir = Path(workdir)
+    encoder = builtin_encoder(config)
+    precomputed = config.encoder.name if encoder is None and config.encoder.dir else None
+    dataset = datasets.load(config.data, config.encoder.dir or None, precomputed)
+    if config.fold is not None and not 0 <= config.fold < len(dataset.folds):
+        raise InputError(
+            f"config.fold must be from 0 to {len(dataset.folds) - 1}, found {config.fold}."
+        )
+    if encoder is not None:
+        cache = config.encoder.dir or workdir / "embeddings"
+        slides = embedded(dataset.slides.values(), encoder, cache)
+        dataset = dataclasses.replace(dataset, slides={s.name: s for s in slides})
+    _check_features(dataset.slides.values(), config.model.neighbors)
+    return Experiment(config, workdir, dataset)
+
+
+def builtin_encoder(config: Any) -> Encoder | None:
+    """The built-in encoder of a config, None where embeddings are given."""
+    name = config.encoder.name
+    return Encoder(name, config.encoder.patch_um) if name in BUILT_IN else None
+
+
+def train_folds(experiment: Experiment) -> None:
+    """Trains and scores the folds asked for, then refits on all slides."""
+    config = experiment.config
+    asked = range(len(experiment.dataset.folds)) if config.fold is None else [config.fold]
+    for fold in asked:
+        _run_fold(experiment, fold)
+    _train_final(experiment)
+    report_files.write(experiment.workdir, config, experiment.dataset)
+
+
+def evaluate_folds(experiment: Experiment) -> None:
+    """Scores trained folds again from their saved models, and rewrites the report."""
+    config = experiment.config
+    count = len(experiment.dataset.folds)
+    folds = [
+        fold
+        for fold in (range(count) if config.fold is None else [config.fold])
+        if model_store.exists(experiment.fold_dir(fold) / "model")
+    ]
+    if not folds:
+        raise InputError(f"{experiment.workdir}: holds no trained fold; run --mode=train first.")
+    for fold in folds:
+        _score_fold(experiment, fold)
+    report_files.write(experiment.workdir, config, experiment.dataset)
+
+
+def _run_fold(experiment: Experiment, fold: int) -> None:
+    directory = experiment.fold_dir(fold)
+    if (directory / "fold.json").exists():
+        _LOG.info("fold %d: done before", fold)
+        return
+    if not model_store.exists(directory / "model"):
+        slides = experiment.dataset[experiment.dataset.folds[fold].train]
+        genes = datasets.choose_genes(experiment.dataset, slides, experiment.config.data)
+        _train_model(experiment, directory, slides, genes, f"fold {fold}")
+    _score_fold(experiment, fold)
+
+
+def _train_model(
+    experiment: Experiment, directory: Path, slides: list[Slide], genes: list[str], name: str
+) -> None:
+    """Selection on a validation slide, refit on all of `slides`, model saved."""
+    config = experiment.config
+    targets = _targets(slides, genes, config.model.targets)
+    task = build.build(config, len(targets))
+    selected = None
+    epochs = config.train.epochs
+    if config.train.select:
+        selected = _select(experiment, directory / "select", task, slides, targets, name)
+        epochs = selected.best_epoch
+        _LOG.info("%s: epoch %d is best (validation %.3f)", name, epochs, selected.best_score)
+    if config.train.refit or selected is None:
+        training = task.fit(slides, targets)
+        trained = _train_stage(
+            experiment, directory / "refit", f"{name} refit", task, training, epochs, None
+        )
+    else:
+        training = task.fit(_split_validation(slides, config.seed)[0], targets)
+        trained = selected
+    model = model_store.Model(task, training.fitted, trained.params, tuple(genes), tuple(targets))
+    model_store.save(directory / "model", model, encoder_of(slides), epochs)
+
+
+def _select(experiment, directory, task: STFlow, slides, targets, name) -> Trained:
+    train_part, validation = _split_validation(slides, experiment.config.seed)
+    training = task.fit(train_part, targets)
+    prepared = task.prepare(validation, training.fitted, targets)
+    batch = jax.device_put(collate([prepared], task.neighbors))
+    flow = jax.device_put(training.fitted.flow)
+    key = jax.random.key(experiment.config.seed)
+
+    def score(params) -> float:
+        mean = task.posterior_mean(params, flow, batch, key, 1)
+        values = metrics.pearson(np.asarray(mean)[: len(prepared.expr)], prepared.expr)
+        return metrics.mean_over_genes(values)[0]
+
+    epochs = experiment.config.train.epochs
+    return _train_stage(experiment, directory, f"{name} select", task, training, epochs, score)
+
+
+def _train_stage(experiment, directory, stage, task, training: TrainingSet, epochs, score):
+    config = experiment.config.train
+    optimizer = Optimizer(
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        warmup_steps=config.warmup_steps,
+        ema_decay=config.ema_decay,
+    )
+    schedule = Schedule(
+        epochs=epochs,
+        regions_per_slide=config.regions_per_slide,
+        whole_share=config.whole_share,
+        slides_per_step=config.slides_per_step,
+        checkpoint_every=config.checkpoint_every,
+    )
+    return train(
+        directory,
+        stage,
+        task,
+        optimizer,
+        schedule,
+        training.slides,
+        training.fitted.flow,
+        experiment.config.seed,
+        score,
+    )
+
+
+def _train_final(experiment: Experiment) -> None:
+    """The model for prediction: all slides, for the median of the folds' epochs."""
+    directory = experiment.workdir / "final"
+    done = sorted(experiment.workdir.glob("fold_*/fold.json"))
+    epochs = int(np.median([read_json(path)["epochs"] for path in done]))
+    if model_store.exists(directory / "model"):
+        if model_store.epochs(directory / "model") == epochs:
+            return
+        _LOG.info("all slides: more folds changed the number of epochs; refitting")
+        shutil.rmtree(directory)
+    slides = list(experiment.dataset.slides.values())
+    genes = datasets.choose_genes(experiment.dataset, slides, experiment.config.data)
+    targets = _targets(slides, genes, experiment.config.model.targets)
+    task = build.build(experiment.config, len(targets))
+    training = task.fit(slides, targets)
+    trained = _train_stage(
+        experiment, directory / "refit", "all slides refit", task, training, epochs, None
+    )
+    model = model_store.Model(task, training.fitted, trained.params, tuple(genes), tuple(targets))
+    model_store.save(directory / "model", model, encoder_of(slides), epochs)
+
+
+def encoder_of(slides: Sequence[Slide]) -> str:
+    """The one encoder that made all slides' features, "" where no file says.
+
+    Raises:
+      InputError: slides of different encoders.
+    """
+    names = {slide.encoder or "": slide for slide in slides}
+    if len(names) > 1:
+        found = ", ".join(f"{name or 'unnamed'} in {s.name}" for name, s in names.items())
+        raise InputError(f"features must come from one encoder, found {found}; embed all alike.")
+    return next(iter(names))
+
+
+def _score_fold(experiment: Experiment, fold: int) -> None:
+    """Predicts and scores the test slides of a fold by every row."""
+    config, directory = experiment.config, experiment.fold_dir(fold)
+    names = experiment.dataset.folds[fold]
+    train_slides, test_slides = experiment.dataset[names.train], experiment.dataset[names.test]
+    model = model_store.load(directory / "model", config)
+    genes, g = list(model.genes), len(model.genes)
+    prepared = [model.task.prepare(slide, model.fitted, model.targets) for slide in test_slides]
+    test = evaluate.TestSet(
+        names.test, [s.coords_um for s in test_slides], [p.expr[:, :g] for p in prepared]
+    )
+    points, choices = regression.predictions(
+        train_slides,
+        test_slides,
+        genes,
+        config.data.normalization,
+        model.fitted.transform,
+        config.model.context,
+    )
+    points["anchor"] = [np.maximum(p.anchor, 0.0)[:, :g] for p in prepared]
+    predicted = [model.predict(p, config.seed, config.sample.draws) for p in prepared]
+    points["stflow"] = [mean[:, :g] for mean, _ in predicted]
+    residuals = model.task.fit(train_slides, model.targets).residuals
+    rng = np.random.default_rng(config.seed)
+    draws = {
+        "anchor_residual": [
+            anchor_residual(p.anchor, residuals, rng, config.sample.draws)[..., :g]
+            for p in prepared
+        ],
+        "stflow_draw": [d[..., :g] for _, d in predicted],
+    }
+    scores = {name: evaluate.score_point(value, test) for name, value in points.items()}
+    scores |= {name: evaluate.score_draws(d, test, config.seed) for name, d in draws.items()}
+    constant = np.isnan(metrics.pearson(test.pooled, test.pooled))
+    save_arrays(
+        directory / "predictions.npz",
+        {
+            "expr": test.pooled,
+            "coords_um": np.concatenate(test.coords_um),
+            "one_draw": np.concatenate([d[0] for d in draws["stflow_draw"]]),
+            "points": {name: np.concatenate(value) for name, value in points.items()},
+        },
+    )
+    write_json(
+        directory / "fold.json",
+        {
+            "fold": fold,
+            "train": names.train,
+            "test": names.test,
+            "spots": [len(c) for c in test.coords_um],
+            "genes": genes,
+            "constant_genes": np.array(genes)[constant],
+            "epochs": model_store.epochs(directory / "model"),
+            "hyperparameters": {name: choice._asdict() for name, choice in choices.items()},
+            "scores": scores,
+            "per_gene": evaluate.gene_rows(fold, points, test, genes),
+        },
+    )
+
+
+def anchor_residual(
+    anchor: np.ndarray, residuals: np.ndarray, rng: np.random.Generator, draws: int
+) -> np.ndarray:
+    """The plain way to draws with structure: anchor [n, g] + resampled residuals, [draws, n, g].
+
+    Residual vectors [m, g] are out of fold, so that they are as large as on unseen slides.
+    """
+    picked = rng.integers(len(residuals), size=(draws, len(anchor)))
+    return np.maximum(anchor + residuals[picked], 0.0)
+
+
+def _targets(slides: Sequence[Slide], genes: Sequence[str], num_targets: int) -> list[str]:
+    """Genes trained on: the scored ones first, then the next most variable."""
+    if num_targets <= len(genes):
+        return list(genes)
+    scored = set(genes)
+    wanted = min(num_targets, len(set.intersection(*(set(s.genes) for s in slides))))
+    return [*genes, *(g for g in most_variable_genes(slides, wanted) if g not in scored)]
+
+
+def _split_validation(slides: list[Slide], seed: int) -> tuple[list[Slide], Slide]:
+    """One training slide for validation, or a fifth of the only one, a spatial block."""
+    if len(slides) > 1:
+        chosen = int(np.random.default_rng(seed).integers(len(slides)))
+        return [s for i, s in enumerate(slides) if i != chosen], slides[chosen]
+    slide = slides[0]
+    block = leave_out_groups([slide.num_spots], [slide.coords_um]) == 0
+    return [slide.subset(~block)], slide.subset(block)
+
+
+def _check_features(slides, neighbors: int) -> None:
+    widths = {}
+    for slide in slides:
+        if slide.features is None:
+            raise InputError(
+                f"{slide.where}: has no features. Set --config.encoder.name to a built-in encoder, "
+                "or give the folder of precomputed embeddings by --config.encoder.dir."
+            )
+        widths.setdefault(slide.features.shape[1], slide)
+        if slide.num_spots <= 4 * neighbors:
+            raise InputError(
+                f"{slide.where}: has {slide.num_spots} spots, too few for regions of "
+                f"{4 * neighbors} with {neighbors} neighbours each; leave the slide out or lower "
+                "--config.model.neighbors."
+            )
+    if len(widths) > 1:
+        found = ", ".join(f"{width} in {s.name}" for width, s in widths.items())
+        raise InputError(f"features must be equally wide in all slides, found {found}.")

@@ -1,0 +1,292 @@
+"""STFlow: the joint expression of a slide's spots by flow matching (arXiv 2506.05361).
+
+Published parts and our own are told apart in METHODS.md; the network is `nn.stflow_net`, path,
+priors and solvers are in `flow`. This module puts them together as a Task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.covariance import LedoitWolf
+
+from stfm_jax.data.batching import Batch, PreparedSlide, spacing_units
+from stfm_jax.data.expression import expression, gene_counts, library_size
+from stfm_jax.data.slide import Slide
+from stfm_jax.flow import gaussian, priors
+from stfm_jax.flow.path import angular_times, interpolate, uniform_times
+from stfm_jax.flow.solvers import euler
+from stfm_jax.nn.blocks import Edges
+from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
+from stfm_jax.ops import zinb
+from stfm_jax.regression import features as feature_ops
+from stfm_jax.regression import regressors
+
+ANCHORS = ("none", "ridge", "kernel")
+
+
+class FlowArrays(NamedTuple):
+    """The part of Fitted that the jitted functions see."""
+
+    prior: priors.Prior
+    path: gaussian.GaussianPath
+    gene_mean: np.ndarray  # [g] of the training spots
+    gene_std: np.ndarray  # [g]
+
+
+class Fitted(NamedTuple):
+    """What is estimated in closed form on the training slides; a pytree of arrays."""
+
+    transform: feature_ops.FeatureTransform
+    anchor: regressors.Regressor
+    flow: FlowArrays
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSet:
+    """Training slides with anchors fitted out of fold, and what was fitted on them."""
+
+    slides: list[PreparedSlide]
+    fitted: Fitted
+    anchor_choice: regressors.Choice | None
+    residuals: np.ndarray  # [n, g] out-of-fold residuals of all training spots
+
+
+@dataclasses.dataclass(frozen=True)
+class STFlow:
+    """The method with its settings; hashable, so it is a static argument of jitted functions."""
+
+    network: STFlowNet
+    image: ImageTower | None = None  # with an anchor: what the mean takes from the image directly
+    image_weight: float = 0.5  # of the tower in the mean; the anchor has the rest
+    normalization: str = "log1p"
+    standardize: str = "slide"
+    components: int = 256  # principal axes of the features, for anchor and context
+    context: tuple[int, ...] = (9, 25, 60)  # neighbourhoods whose mean features are seen
+    token_context: bool = True  # whether tokens see them too, or own features only (published)
+    anchor: str = "kernel"
+    prior: str = "zinb_fit"
+    neighbors: int = 8
+    loss_weight: str = "velocity"
+    evaluations: int = 5
+    clip: bool = True  # predictions are never below 0, as log-expression is
+
+    name = "stflow"
+
+    @property
+    def gaussian_skip(self) -> bool:
+        """The published form sees differences only and has no skip."""
+        return self.network.expression == "token"
+
+    # Closed-form part, on the host.
+
+    def fit(self, slides: Sequence[Slide], genes: Sequence[str]) -> TrainingSet:
+        """Scalers, prior, anchor and path of the training slides."""
+        transform = feature_ops.fit_transform(
+            [s.features for s in slides], self.standardize, self.components
+        )
+        context = [self._context(s, transform) for s in slides]
+        expr = [expression(s, genes, self.normalization) for s in slides]
+        sizes = [s.num_spots for s in slides]
+        x, y = np.concatenate(context), np.concatenate(expr)
+        anchor, oof, choice = self._fit_anchor(x, y, sizes, [s.coords_um for s in slides])
+        prior = self._fit_prior(slides, genes, y)
+        residuals = y - oof
+        path = gaussian.gaussian_path(
+            prior.mean,
+            prior.covariance,
+            LedoitWolf(assume_centered=True).fit(residuals.astype(np.float64)).covariance_,
+        )
+        bounds = np.cumsum(sizes)[:-1]
+        prepared = [
+            self._prepared(slide, transform, c, a, e)
+            for slide, c, a, e in zip(slides, context, np.split(oof, bounds), expr, strict=True)
+        ]
+        flow = FlowArrays(prior, path, y.mean(axis=0), np.maximum(y.std(axis=0), 1e-3))
+        return TrainingSet(prepared, Fitted(transform, anchor, flow), choice, residuals)
+
+    def _fit_anchor(self, x, y, sizes, coords):
+        if self.anchor == "none":
+            mean = y.mean(axis=0) if self.gaussian_skip else np.zeros(y.shape[1])
+            regressor = regressors.constant(mean, x.shape[1])
+            return regressor, np.broadcast_to(regressor.bias, y.shape), None
+        groups = regressors.leave_out_groups(sizes, coords)
+        choice = regressors.choose(self.anchor, x, y, groups)
+        oof = regressors.out_of_fold(self.anchor, x, y, groups, choice)
+        return regressors.fit(self.anchor, x, y, choice), oof, choice
+
+    def _fit_prior(self, slides, genes, y) -> priors.Prior:
+        cp10k = self.normalization == "log1p_cp10k"
+        library = np.concatenate([library_size(s) for s in slides]) if cp10k else None
+        if self.prior == "gaussian":
+            return priors.gaussian_prior(y.mean(axis=0), y.std(axis=0))
+        if self.prior == "zero":
+            return priors.gaussian_prior(np.zeros(y.shape[1]), np.zeros(y.shape[1]))
+        if self.prior == "zinb_scalar":
+            return priors.zinb_scalar_prior(y.shape[1], library)
+        fit = zinb.fit(np.concatenate([gene_counts(s, genes) for s in slides]))
+        return priors.zinb_prior(fit.mu, fit.theta, fit.pi_logits, library)
+
+    def prepare(
+        self, slide: Slide, fitted: Fitted, genes: Sequence[str] | None = None
+    ) -> PreparedSlide:
+        """A slide to predict, or with `genes` to score; done once per slide."""
+        context = self._context(slide, fitted.transform)
+        anchor = regressors.predict(fitted.anchor, context)
+        expr = None if genes is None else expression(slide, genes, self.normalization)
+        return self._prepared(slide, fitted.transform, context, anchor, expr)
+
+    def _context(self, slide: Slide, transform) -> np.ndarray:
+        return feature_ops.context_features(
+            transform, slide.features, slide.coords_um, self.context
+        )
+
+    def _prepared(self, slide, transform, context, anchor, expr) -> PreparedSlide:
+        own = feature_ops.standardized_features(transform, slide.features)
+        return PreparedSlide(
+            name=slide.name,
+            coords=spacing_units(slide.coords_um),
+            features=context if self.token_context else own,
+            anchor=anchor,
+            expr=expr,
+            place=np.arange(slide.num_spots, dtype=np.int32),
+        )
+
+    # Trained part, jitted.
+
+    def init(self, key: jax.Array, batch: Batch) -> dict:
+        """Network parameters for batches of this width."""
+        n, g = batch.anchor.shape
+        features = jnp.asarray(batch.features)
+        edges = edges_of(batch)
+        params = {"flow": self.network.init(key, jnp.zeros((n, g)), jnp.zeros(n), features, edges)}
+        if self.image is not None:
+            params["image"] = self.image.init(jax.random.fold_in(key, 1), features)
+        return params
+
+    def loss(
+        self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sum over spots and genes of the squared errors, and the number of terms.
+
+        The flow's error is that of x_1_hat, at t ~ U(0, 1) per slide [STFlow]. Weight "data" is
+        the published plain error; "velocity" divides by the Gaussian posterior variance, so that
+        all times count alike [ours]. The image tower's error, in standard deviations of the gene,
+        is added; the two share no parameters.
+        """
+        key_t, key_0, key_flow, key_image = jax.random.split(key, 4)
+        per_slide = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_t, batch.slide)
+        t = jax.vmap(jax.random.uniform)(per_slide)[:, None]
+        x_t = interpolate(self._draw_prior(arrays, batch, key_0), batch.expr, t)
+        edges = edges_of(batch)
+
+        def network(x):
+            rngs = {"dropout": key_flow}
+            features = batch.features
+            return self.network.apply(params["flow"], x, t[:, 0], features, edges, True, rngs=rngs)
+
+        if self.gaussian_skip:
+            z = gaussian.whiten(arrays.path, x_t, batch.anchor, t)
+            y = self._gate(t) * network(z)
+            x_1_hat = gaussian.posterior(arrays.path, z, y, batch.anchor, t)
+        else:
+            x_1_hat = batch.anchor + network(x_t)
+        error = self._time_weight(arrays, t) * (x_1_hat - batch.expr) ** 2
+        if self.image is not None:
+            rngs = {"dropout": key_image}
+            target = (batch.expr - arrays.gene_mean) / arrays.gene_std
+            said = self.image.apply(params["image"], batch.features, True, rngs=rngs)
+            error = error + (said - target) ** 2
+        mask = batch.spot_mask[:, None]
+        return jnp.sum(jnp.where(mask, error, 0.0)), jnp.sum(mask) * error.shape[1]
+
+    def mean(self, params: dict, arrays: FlowArrays, batch: Batch) -> jax.Array:
+        """What draws are centred on [N, g]: the anchor, averaged with the image tower if any."""
+        if self.image is None:
+            return jnp.asarray(batch.anchor)
+        said = self.image.apply(params["image"], batch.features)
+        said = arrays.gene_mean + arrays.gene_std * said
+        return (1.0 - self.image_weight) * batch.anchor + self.image_weight * said
+
+    def evaluator(self, params: dict, batch: Batch):
+        """(state, t) -> network output, with the slide's edges and features encoded once."""
+        edges = edges_of(batch)
+        network = self.network.bind(params["flow"])
+        frames, tokens = network.encode_edges(edges), network.encode_features(batch.features)
+        return lambda x, t: self._gate(t) * network.denoise(x, t, tokens, frames, edges)
+
+    @functools.partial(jax.jit, static_argnames=("self", "draws"))
+    def posterior_mean(
+        self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array, draws: int
+    ) -> jax.Array:
+        """E[x_1 | features] [N, g]: x_1_hat at t = 0, averaged over prior draws."""
+        network, mean = self.evaluator(params, batch), self.mean(params, arrays, batch)
+
+        def one(key):
+            x_0, start = self._draw_prior(arrays, batch, key), jnp.float32(0.0)
+            if not self.gaussian_skip:
+                return mean + network(x_0, start)
+            z = gaussian.whiten(arrays.path, x_0, mean, start)
+            return gaussian.posterior(arrays.path, z, network(z, start), mean, start)
+
+        return self._supported(jnp.mean(jax.lax.map(one, _draw_keys(key, draws)), axis=0))
+
+    @functools.partial(jax.jit, static_argnames=("self", "draws"))
+    def sample(
+        self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array, draws: int
+    ) -> jax.Array:
+        """Joint draws of x_1 given the features, [draws, N, g]."""
+        network, mean = self.evaluator(params, batch), self.mean(params, arrays, batch)
+
+        def one(key):
+            x_0 = self._draw_prior(arrays, batch, key)
+            if self.gaussian_skip:
+                times = angular_times(self.evaluations)
+                return gaussian.exponential_euler(network, arrays.path, x_0, mean, times)
+            times = uniform_times(self.evaluations)
+            return euler(lambda x, t: mean + network(x, t), x_0, times)
+
+        return self._supported(jax.lax.map(one, _draw_keys(key, draws)))
+
+    def _draw_prior(self, arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
+        return priors.sample(arrays.prior, priors.spot_keys(key, batch.slide, batch.place))
+
+    def _gate(self, t: jax.Array) -> jax.Array | float:
+        """0 at t = 0, where the state knows nothing and the mean is the image's alone, to 1."""
+        if self.image is None:
+            return 1.0
+        return t / jnp.sqrt((1.0 - t) ** 2 + t**2)
+
+    def _time_weight(self, arrays: FlowArrays, t: jax.Array) -> jax.Array | float:
+        if self.loss_weight == "data" or not self.gaussian_skip:
+            return 1.0
+        now = gaussian.posterior_variance(arrays.path, t)
+        start = gaussian.posterior_variance(arrays.path, jnp.zeros((1, 1)))
+        return 1.0 / (now / start + 1e-3)  # bounded as t -> 1
+
+    def _supported(self, x: jax.Array) -> jax.Array:
+        return jnp.maximum(x, 0.0) if self.clip else x
+
+
+def edges_of(batch: Batch) -> Edges:
+    """The edges of a batch as the network takes them."""
+    return Edges(
+        batch.senders,
+        batch.receivers,
+        batch.edge_mask,
+        batch.pca,
+        batch.edge,
+        batch.distance,
+        batch.blend,
+    )
+
+
+def _draw_keys(key: jax.Array, draws: int) -> jax.Array:
+    """Draw i has the same key however many are taken."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(draws))

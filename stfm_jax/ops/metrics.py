@@ -1,0 +1,456 @@
+"""Scores of predicted expression, on the host in NumPy, float64.
+
+Accuracy per gene, structure between genes and in space, calibration of draws, and the paired
+block bootstrap. Nothing here knows of methods, folds' names or files (eval/ does). Arrays are
+[n, g]: spots of one test set (all test slides of a fold together) by genes.
+
+Two rules hold throughout (METHODS.md, "Protocol and metrics"): a prediction without variation
+scores 0, never NaN; what has no variation in the truth cannot be scored, gets NaN, and
+`mean_over_genes` leaves it out and counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.stats import rankdata
+
+from stfm_jax.errors import InputError
+
+MIN_DRAWS_FOR_COVERAGE = 99
+_CHUNK_ELEMENTS = 2**24  # float64 values in flight per chunk: 128 MiB
+_ROUNDING = 1e-6  # a range below this part of the largest value is float32 rounding
+
+
+def pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Pearson correlation per gene over the spots.
+
+    Args:
+      pred: [n, g] predicted expression.
+      true: [n, g] measured expression.
+
+    Returns:
+      [g]; 0 where the prediction is constant, NaN where the truth is.
+
+    Raises:
+      ValueError: shapes that differ, or a prediction that is not finite.
+    """
+    pred, true = _checked(pred, true)
+    return _correlation(pred, true, _constant(pred), _constant(true))
+
+
+def spearman(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Spearman rank correlation per gene, ties at their mean rank; otherwise as `pearson`."""
+    pred, true = _checked(pred, true)
+    ranks = rankdata(pred, axis=0), rankdata(true, axis=0)
+    return _correlation(*ranks, _constant(pred), _constant(true))
+
+
+def pearson_spot(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Pearson correlation per spot over the genes, [n]; not comparable with `pearson`."""
+    return pearson(np.asarray(pred).T, np.asarray(true).T)
+
+
+def mse(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Mean squared error per gene, [g]."""
+    pred, true = _checked(pred, true)
+    return np.mean((pred - true) ** 2, axis=0)
+
+
+def mae(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Mean absolute error per gene, [g]."""
+    pred, true = _checked(pred, true)
+    return np.mean(np.abs(pred - true), axis=0)
+
+
+def mean_over_genes(values: np.ndarray) -> tuple[float, int]:
+    """Mean of a per-gene (or per-spot) score, and how many NaN were left out of it.
+
+    Returns:
+      (mean, number left out); the mean is NaN where nothing is left.
+    """
+    values = np.asarray(values, np.float64)
+    kept = values[~np.isnan(values)]
+    return (float(kept.mean()) if len(kept) else float("nan")), len(values) - len(kept)
+
+
+def gene_structure(pred: np.ndarray, true: np.ndarray) -> float:
+    """Agreement of the two gene-gene correlation matrices.
+
+    The Pearson correlation between the off-diagonal entries. Genes constant in the truth are left
+    out; a gene constant in the prediction alone correlates with nothing (entries 0) [ours].
+
+    Args:
+      pred: [n, g]; a single draw, where structure is the question (a mean is too smooth).
+      true: [n, g].
+
+    Returns:
+      The correlation; NaN with fewer than three genes left.
+    """
+    pred, true = _checked(pred, true)
+    keep = ~_constant(true)
+    if keep.sum() < 3:
+        return float("nan")
+    above = np.triu_indices(int(keep.sum()), k=1)
+    entries = []
+    for values in (pred[:, keep], true[:, keep]):
+        z = _standardized(values)
+        entries.append((z.T @ z)[above][:, None])
+    return float(pearson(*entries)[0])
+
+
+def morans_i(expr: np.ndarray, senders: np.ndarray, receivers: np.ndarray) -> np.ndarray:
+    """Moran's I per gene with binary weights on an edge list.
+
+    I = (n / e) sum_edges z_s z_r / sum_i z_i^2 with z centred over the spots: near
+    -1/(n - 1) without spatial structure, near 1 for smooth fields.
+
+    Args:
+      expr: [n, g] expression of one slide (pooled over slides, it would count the difference of
+        their means as spatial structure).
+      senders: [e] spot indices.
+      receivers: [e] spot indices.
+
+    Returns:
+      [g]; NaN for constant genes.
+
+    Raises:
+      ValueError: no edges.
+    """
+    expr = np.asarray(expr, np.float64)
+    n, edges = len(expr), len(senders)
+    if edges == 0:
+        raise ValueError("Moran's I: the edge list is empty.")
+    adjacency = sp.csr_matrix((np.ones(edges), (receivers, senders)), shape=(n, n))
+    z = _standardized(expr)
+    moran = n / edges * (z * (adjacency @ z)).sum(axis=0)
+    return np.where(_constant(expr), np.nan, moran)
+
+
+def moran_agreement(
+    pred: np.ndarray, true: np.ndarray, senders: np.ndarray, receivers: np.ndarray
+) -> float:
+    """Agreement of spatial structure: Lin's concordance between Moran's I per gene [ours].
+
+        ccc = 2 cov(a, b) / (var a + var b + (mean a - mean b)^2)
+
+    of the predicted against the measured values over the genes. Unlike a correlation it charges
+    an offset, which is the fault of smooth regressors: every gene too smooth by the same amount.
+    Genes constant in the truth are left out; a gene constant in the prediction has I = 0.
+
+    Args:
+      pred: [n, g] prediction for one slide; a single draw, where structure is the question.
+      true: [n, g].
+      senders: [e].
+      receivers: [e].
+
+    Returns:
+      Concordance in [-1, 1]; NaN with fewer than two genes left.
+    """
+    pred, true = _checked(pred, true)
+    keep = ~_constant(true)
+    if keep.sum() < 2:
+        return float("nan")
+    a = np.nan_to_num(morans_i(pred[:, keep], senders, receivers), nan=0.0)
+    b = morans_i(true[:, keep], senders, receivers)
+    scale = a.var() + b.var() + (a.mean() - b.mean()) ** 2
+    if scale == 0:
+        return 1.0
+    return float(2 * np.mean((a - a.mean()) * (b - b.mean())) / scale)
+
+
+def crps(draws: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Continuous ranked probability score per gene, from draws.
+
+    The fair estimator, unbiased in the number of draws: mean |X - y| less half the mean |X - X'|
+    over pairs of different draws. The pairs are summed over sorted draws, O(m log m).
+
+    Args:
+      draws: [m, n, g], m >= 2.
+      true: [n, g].
+
+    Returns:
+      [g] means over spots, in units of the expression; may be slightly negative.
+
+    Raises:
+      InputError: fewer than two draws (for a point prediction the CRPS is the MAE).
+      ValueError: shapes that differ.
+    """
+    _check_draws(draws, true)
+    m, n, g = draws.shape
+    if m < 2:
+        raise InputError(
+            f"CRPS needs at least 2 draws, found {m}; raise the number of draws, or use the MAE, "
+            "which is the CRPS of a point prediction."
+        )
+    weights = (2 * np.arange(1, m + 1) - m - 1)[:, None, None] / (m * (m - 1))
+    total = np.zeros(g)
+    for part in _spot_chunks(n, m * g):
+        x, y = draws[:, part].astype(np.float64), true[part]
+        total += np.abs(x - y).mean(axis=0).sum(axis=0)
+        x.sort(axis=0)
+        total -= (weights * x).sum(axis=(0, 1))
+    return total / n
+
+
+def coverage(
+    draws: np.ndarray, true: np.ndarray, level: float = 0.8, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Share of held-out values inside the central interval of the draws, per gene.
+
+    By randomised ranks, so that a perfect model covers exactly `level` even where most values are
+    zeros: the truth's rank among the draws, ties broken uniformly at random, gives
+    u = (rank + U(0, 1)) / (m + 1), and the value is covered where u lies in
+    ((1 - level)/2, (1 + level)/2). Draws and truth are compared in the coarser of their two
+    float types, so that equal counts stay equal after log1p.
+
+    Args:
+      draws: [m, n, g], m >= 99.
+      true: [n, g].
+      level: nominal coverage, in (0, 1).
+      rng: NumPy generator; seed 0 when None.
+
+    Returns:
+      [g] shares in [0, 1].
+
+    Raises:
+      InputError: too few draws.
+      ValueError: shapes that differ.
+    """
+    _check_draws(draws, true)
+    m, n, g = draws.shape
+    if m < MIN_DRAWS_FOR_COVERAGE:
+        raise InputError(
+            f"coverage needs at least {MIN_DRAWS_FOR_COVERAGE} draws, found {m}; raise the number "
+            "of draws used for evaluation."
+        )
+    rng = np.random.default_rng(0) if rng is None else rng
+    dtype = min(draws.dtype, np.asarray(true).dtype, key=lambda d: d.itemsize)
+    covered = np.zeros(g)
+    for part in _spot_chunks(n, m * g):
+        x, y = draws[:, part].astype(dtype), np.asarray(true)[part].astype(dtype)
+        below, ties = (x < y).sum(axis=0), (x == y).sum(axis=0)
+        rank = below + rng.integers(0, ties + 1)
+        u = (rank + rng.random(rank.shape)) / (m + 1)
+        covered += (np.abs(u - 0.5) < level / 2).sum(axis=0)
+    return covered / n
+
+
+def quantiles(draws: np.ndarray, p: float | Sequence[float]) -> np.ndarray:
+    """Quantiles of the draws at rank p (m + 1), numpy's `weibull`.
+
+    With few draws the extreme ranks are clipped to the smallest and largest draw: p = 0.1 needs
+    nine draws at least to mean what it says.
+
+    Args:
+      draws: [m, ...].
+      p: one probability, or several.
+
+    Returns:
+      [...] for one probability, [len(p), ...] for several; the dtype of the draws.
+    """
+    return np.quantile(draws, np.asarray(p), axis=0, method="weibull").astype(draws.dtype)
+
+
+class PairedFold(NamedTuple):
+    """What `paired_bootstrap` needs of one test set (one fold); a plain tuple will do."""
+
+    pred_a: np.ndarray  # [n, g]
+    pred_b: np.ndarray  # [n, g]
+    true: np.ndarray  # [n, g]
+    blocks: np.ndarray  # [n] int, block of each spot (see `spatial_blocks`)
+    slides: np.ndarray | None = None  # [n] slide of each spot, where there are several
+
+
+class Bootstrap(NamedTuple):
+    """A difference of two scores with its bootstrap interval."""
+
+    difference: float  # score of a minus score of b, on the data as they are
+    low: float  # 2.5 % quantile over resamples
+    high: float  # 97.5 % quantile
+    share_positive: float  # share of resamples in which a is better
+
+
+def spatial_blocks(
+    coords_um: np.ndarray, side_um: float | None = None, target: int = 20
+) -> np.ndarray:
+    """Square tiles over one slide, for resampling spots that are correlated in space.
+
+    Args:
+      coords_um: [n, 2] spot centres in micrometres.
+      side_um: side of a tile; when None the side whose number of tiles with spots comes closest
+        to `target`.
+      target: number of tiles wanted [ours]: enough to resample, large against the range of
+        spatial correlation.
+
+    Returns:
+      [n] int block of each spot, 0, 1, ... without gaps.
+
+    Raises:
+      InputError: a side that is not positive.
+    """
+    coords = np.asarray(coords_um, np.float64)
+    if side_um is not None:
+        if side_um <= 0:
+            raise InputError(f"the side of a bootstrap block must be positive, found {side_um}.")
+        return _tiles(coords, side_um)
+    extent = max(float(np.ptp(coords, axis=0).max()), 1e-9)
+    candidates = [_tiles(coords, extent / k) for k in np.arange(1.0, target + 1, 0.25)]
+    return min(candidates, key=lambda blocks: abs(int(blocks.max()) + 1 - target))
+
+
+def _tiles(coords: np.ndarray, side: float) -> np.ndarray:
+    """Tiles of a grid centred on the middle of the coordinates' bounding box, [n] int."""
+    low, high = coords.min(axis=0), coords.max(axis=0)
+    cells = np.maximum(np.ceil((high - low) / side - 1e-9), 1)
+    origin = (low + high - cells * side) / 2
+    index = np.clip(np.floor((coords - origin) / side), 0, cells - 1).astype(np.int64)
+    return np.unique(index[:, 0] * int(cells[1]) + index[:, 1], return_inverse=True)[1]
+
+
+def paired_bootstrap(
+    folds: Sequence[PairedFold | tuple], num_resamples: int = 2000, seed: int = 0
+) -> Bootstrap:
+    """Spatial-block bootstrap of a difference in mean gene-wise Pearson, two methods paired.
+
+    Blocks of spots are drawn with replacement within each slide; both predictions are scored on
+    the same resampled spots; the fold's difference is averaged over the folds in each resample.
+    Sums over the spots of a block suffice for Pearson, so that a resample costs a product of a
+    count vector with [blocks, g] tables. Genes constant in a fold's truth are left out of it, as
+    are genes that a resample leaves constant, from that resample. The interval speaks of new
+    tissue of these slides; it does not hold the spread over training seeds or patients.
+
+    Args:
+      folds: test sets, each (pred_a, pred_b, true, blocks) or with the slides added.
+      num_resamples: number of bootstrap resamples.
+      seed: of the resampling.
+
+    Returns:
+      Bootstrap; a positive difference means that `pred_a` is better.
+
+    Raises:
+      InputError: a slide with fewer than two blocks.
+      ValueError: shapes that differ, or no folds.
+    """
+    if not folds:
+        raise ValueError("paired bootstrap: no folds.")
+    rng = np.random.default_rng(seed)
+    observed, resampled = [], []
+    for fold in folds:
+        fold = PairedFold(*fold)
+        sums, slide_of_block = _block_sums(fold)
+        observed.append(_difference(sums, np.ones((1, len(slide_of_block))))[0])
+        times = _resample_blocks(slide_of_block, num_resamples, rng)
+        resampled.append(_difference(sums, times))
+    differences = np.mean(resampled, axis=0)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) == 0:  # no gene varies in some fold
+        return Bootstrap(*[float("nan")] * 4)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return Bootstrap(
+        float(np.mean(observed)), float(low), float(high), float(np.mean(differences > 0))
+    )
+
+
+def _block_sums(fold: PairedFold) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Sums over each block's spots of what Pearson needs, and the slide of each block.
+
+    Values are centred first: it changes no correlation and keeps the differences of sums exact.
+    """
+    true = np.asarray(fold.true)
+    slides = np.zeros(len(true), int) if fold.slides is None else np.asarray(fold.slides)
+    slides = np.unique(slides, return_inverse=True)[1]
+    pairs = np.stack([slides, np.asarray(fold.blocks)], axis=1)
+    unique, block = np.unique(pairs, axis=0, return_inverse=True)
+    if (np.bincount(unique[:, 0]) < 2).any():
+        raise InputError(
+            "block bootstrap: every slide needs at least two blocks; choose smaller blocks."
+        )
+    keep = ~_constant(true.astype(np.float64))
+    membership = sp.csr_matrix(
+        (np.ones(len(true)), (block.ravel(), np.arange(len(true)))),
+        shape=(len(unique), len(true)),
+    )
+    sums, centred = {"n": np.bincount(block.ravel())[:, None].astype(np.float64)}, {}
+    for name in ("pred_a", "pred_b", "true"):
+        values = _checked(getattr(fold, name), true)[0][:, keep]
+        centred[name] = np.where(_constant(values), 0.0, values - values.mean(axis=0))
+        sums[name] = membership @ centred[name]
+        sums[name + "^2"] = membership @ centred[name] ** 2
+    for name in ("pred_a", "pred_b"):
+        sums[name + "*true"] = membership @ (centred[name] * centred["true"])
+    return sums, unique[:, 0]
+
+
+def _resample_blocks(
+    slide_of_block: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """How often each block is drawn, [num_resamples, blocks]; within slides, with replacement."""
+    times = np.zeros((num_resamples, len(slide_of_block)))
+    for slide in np.unique(slide_of_block):
+        own = np.flatnonzero(slide_of_block == slide)
+        times[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), num_resamples)
+    return times
+
+
+def _difference(sums: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+    """Mean gene-wise Pearson of a minus that of b in each resample, [r]."""
+    n = times @ sums["n"]
+    mean = {name: times @ sums[name] / n for name in ("pred_a", "pred_b", "true")}
+    var = {name: times @ sums[name + "^2"] / n - mean[name] ** 2 for name in mean}
+    floor = {name: 1e-10 * sums[name + "^2"].sum(axis=0) / sums["n"].sum() for name in mean}
+    gone = var["true"] <= floor["true"]
+    scores = []
+    for name in ("pred_a", "pred_b"):
+        cov = times @ sums[name + "*true"] / n - mean[name] * mean["true"]
+        flat = (var[name] <= floor[name]) | gone
+        scale = np.sqrt(np.where(flat, 1.0, var[name] * var["true"]))
+        scores.append(np.where(flat, 0.0, cov / scale))
+    left = (~gone).sum(axis=1)
+    total = (scores[0] - scores[1]).sum(axis=1)
+    return np.where(left > 0, total / np.maximum(left, 1), np.nan)
+
+
+def _checked(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pred, true = np.asarray(pred, np.float64), np.asarray(true, np.float64)
+    if pred.ndim != 2 or pred.shape != true.shape or len(pred) == 0:
+        raise ValueError(
+            f"expected prediction and truth [n, g], n > 0; found {pred.shape} and {true.shape}."
+        )
+    if not np.isfinite(pred).all():
+        raise ValueError(f"the prediction holds {(~np.isfinite(pred)).sum()} NaN or infinities.")
+    return pred, true
+
+
+def _check_draws(draws: np.ndarray, true: np.ndarray) -> None:
+    if draws.ndim != 3 or draws.shape[1:] != true.shape or draws.shape[1] == 0:
+        raise ValueError(
+            f"expected draws [m, n, g] and truth [n, g]; found {draws.shape} and {true.shape}."
+        )
+
+
+def _constant(values: np.ndarray) -> np.ndarray:
+    """Columns that do not vary, beyond float32 rounding; [g] bool."""
+    return np.ptp(values, axis=0) <= _ROUNDING * np.abs(values).max(axis=0)
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    """Columns centred and scaled to unit length; constant ones are 0."""
+    centred = np.where(_constant(values), 0.0, values - values.mean(axis=0))
+    length = np.linalg.norm(centred, axis=0)
+    return centred / np.where(length > 0, length, 1.0)
+
+
+def _correlation(a, b, constant_a: np.ndarray, constant_b: np.ndarray) -> np.ndarray:
+    """Column-wise correlation: 0 where a is constant, NaN where b is."""
+    score = np.clip((_standardized(a) * _standardized(b)).sum(axis=0), -1.0, 1.0)
+    return np.where(constant_b, np.nan, np.where(constant_a, 0.0, score))
+
+
+def _spot_chunks(n: int, per_spot: int) -> list[slice]:
+    """Slices of spots with at most _CHUNK_ELEMENTS values each."""
+    step = max(1, _CHUNK_ELEMENTS // max(per_spot, 1))
+    return [slice(start, start + step) for start in range(0, n, step)]

@@ -1,0 +1,186 @@
+"""Closed-form regressors of expression on features: ridge, and kernel ridge by landmarks.
+
+Both are baselines and anchors. A fitted regressor is a tuple of arrays; hyperparameters are chosen
+by leaving out whole groups (slides, or spatial blocks of one slide), which also gives the
+out-of-fold predictions an anchored model is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
+
+from stfm_jax.ops.metrics import mean_over_genes, pearson
+
+ALPHAS = tuple(10.0 ** np.arange(0.0, 4.6, 0.5))  # ridge, on features of unit variance
+KERNEL_ALPHAS = tuple(10.0 ** np.arange(-1.5, 1.6, 0.5))
+GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)  # in units of 1 / median squared distance
+MAX_LANDMARKS = 2048
+
+
+class Linear(NamedTuple):
+    """`x @ weights + bias`."""
+
+    weights: np.ndarray  # [f, g]
+    bias: np.ndarray  # [g]
+
+
+class Kernel(NamedTuple):
+    """`exp(-gamma |x - landmark|^2) @ weights + bias`.
+
+    With every training spot a landmark this is exact kernel ridge regression; with fewer it is the
+    Nystroem approximation, linear in the number of spots.
+    """
+
+    landmarks: np.ndarray  # [m, f]
+    gamma: np.ndarray  # []
+    weights: np.ndarray  # [m, g]
+    bias: np.ndarray  # [g]
+
+
+Regressor = Linear | Kernel
+
+
+class Choice(NamedTuple):
+    """Hyperparameters and how they did on the left-out groups."""
+
+    alpha: float
+    gamma: float  # absolute; nan for ridge
+    score: float  # mean gene-wise Pearson over the left-out groups
+
+
+def constant(mean: np.ndarray, num_features: int) -> Linear:
+    """Predicts mean [g] everywhere."""
+    return Linear(np.zeros((num_features, len(mean)), np.float32), np.asarray(mean, np.float32))
+
+
+def predict(regressor: Regressor, x: np.ndarray) -> np.ndarray:
+    """Expression [n, g] float32 of features [n, f]; linear time and blockwise memory."""
+    if isinstance(regressor, Linear):
+        return (x @ regressor.weights + regressor.bias).astype(np.float32)
+    blocks = [
+        _rbf(x[i : i + 8192], regressor.landmarks, float(regressor.gamma)) @ regressor.weights
+        for i in range(0, len(x), 8192)
+    ]
+    return (np.concatenate(blocks) + regressor.bias).astype(np.float32)
+
+
+def fit(kind: str, x: np.ndarray, y: np.ndarray, choice: Choice, seed: int = 0) -> Regressor:
+    """Fits "ridge" or "kernel" to features [n, f] and expression [n, g]."""
+    if kind == "ridge":
+        return next(_ridge_path(x, y, [choice.alpha]))
+    return next(_kernel_path(x, y, [choice.alpha], choice.gamma, seed))
+
+
+def choose(kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int = 0) -> Choice:
+    """Hyperparameters of the best mean gene-wise Pearson over left-out groups.
+
+    Args:
+      kind: "ridge" or "kernel".
+      x: [n, f] features.
+      y: [n, g] expression.
+      groups: [n] group of each spot.
+      seed: draws the landmarks where there are more spots than MAX_LANDMARKS.
+    """
+    unit = 1.0 / _median_squared_distance(x, seed) if kind == "kernel" else np.nan
+    gammas = [g * unit for g in GAMMAS] if kind == "kernel" else [np.nan]
+    alphas = KERNEL_ALPHAS if kind == "kernel" else ALPHAS
+    scores = np.zeros((len(gammas), len(alphas)))
+    for group in np.unique(groups):
+        out = groups == group
+        for i, gamma in enumerate(gammas):
+            path = (
+                _kernel_path(x[~out], y[~out], alphas, gamma, seed)
+                if kind == "kernel"
+                else _ridge_path(x[~out], y[~out], alphas)
+            )
+            for j, regressor in enumerate(path):
+                scores[i, j] += mean_over_genes(pearson(predict(regressor, x[out]), y[out]))[0]
+    scores /= len(np.unique(groups))
+    i, j = np.unravel_index(np.argmax(scores), scores.shape)
+    return Choice(float(alphas[j]), float(gammas[i]), float(scores[i, j]))
+
+
+def out_of_fold(
+    kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, choice: Choice, seed: int = 0
+) -> np.ndarray:
+    """Prediction [n, g] of each group by a regressor that never saw it."""
+    prediction = np.zeros_like(y)
+    for group in np.unique(groups):
+        out = groups == group
+        prediction[out] = predict(fit(kind, x[~out], y[~out], choice, seed), x[out])
+    return prediction
+
+
+def leave_out_groups(
+    sizes: Sequence[int], coords: Sequence[np.ndarray], max_groups: int = 5
+) -> np.ndarray:
+    """Groups to leave out: slides, or five spatial blocks where there is one slide only.
+
+    Args:
+      sizes: spots of each slide.
+      coords: [n_i, 2] of each slide.
+      max_groups: more slides than this share groups.
+    """
+    if len(sizes) == 1:
+        blocks = KMeans(min(max_groups, sizes[0]), n_init=4, random_state=0).fit(coords[0])
+        return blocks.labels_
+    return np.repeat(np.arange(len(sizes)) % max_groups, sizes)
+
+
+def _ridge_path(x: np.ndarray, y: np.ndarray, alphas: Sequence[float]) -> Iterator[Linear]:
+    """Ridge for every alpha from one eigendecomposition, on the smaller side of x."""
+    x_mean, y_mean = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
+    x, y = x.astype(np.float64) - x_mean, y.astype(np.float64) - y_mean
+    primal = len(x) >= x.shape[1]
+    values, vectors = scipy.linalg.eigh(x.T @ x if primal else x @ x.T)
+    target = vectors.T @ (x.T @ y if primal else y)
+    for alpha in alphas:
+        dual = vectors @ (target / (np.maximum(values, 0.0) + alpha)[:, None])
+        weights = dual if primal else x.T @ dual
+        yield Linear(weights.astype(np.float32), (y_mean - x_mean @ weights).astype(np.float32))
+
+
+def _kernel_path(
+    x: np.ndarray, y: np.ndarray, alphas: Sequence[float], gamma: float, seed: int
+) -> Iterator[Kernel]:
+    """Kernel ridge for every alpha; exact while all spots are landmarks."""
+    y_mean = y.mean(axis=0, dtype=np.float64)
+    y = y.astype(np.float64) - y_mean
+    exact = len(x) <= MAX_LANDMARKS
+    landmarks = x if exact else x[_landmarks(len(x), seed)]
+    values, vectors = scipy.linalg.eigh(_rbf(landmarks, landmarks, gamma))
+    values = np.maximum(values, 1e-10 * values[-1])
+    if exact:
+        rotated = vectors.T @ y
+        solutions = ((vectors @ (rotated / (values + a)[:, None]), y_mean) for a in alphas)
+    else:
+        to_features = vectors / np.sqrt(values)
+        path = _ridge_path(_rbf(x, landmarks, gamma) @ to_features, y, alphas)
+        solutions = ((to_features @ r.weights, y_mean + r.bias) for r in path)
+    for weights, bias in solutions:
+        yield Kernel(
+            landmarks.astype(np.float32),
+            np.float32(gamma),
+            weights.astype(np.float32),
+            bias.astype(np.float32),
+        )
+
+
+def _landmarks(n: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(n, MAX_LANDMARKS, replace=False))
+
+
+def _rbf(a: np.ndarray, b: np.ndarray, gamma: float) -> np.ndarray:
+    return np.exp(-gamma * cdist(a.astype(np.float64), b.astype(np.float64), "sqeuclidean"))
+
+
+def _median_squared_distance(x: np.ndarray, seed: int) -> float:
+    index = np.random.default_rng(seed).choice(len(x), min(len(x), 1000), replace=False)
+    distance = cdist(x[index], x[index], "sqeuclidean")
+    return float(np.median(distance[distance > 0]))

@@ -1,0 +1,166 @@
+"""Writing files whole or not at all: JSON, CSV, and arrays without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stfm_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary file beside `path`; moved onto it at the end, removed after any failure.
+
+    The folder is made where it is missing. The temporary name keeps the suffix of `path`, which
+    writers such as matplotlib choose the format by.
+
+    Raises:
+      InputError: the disk (or quota) is full; other errors pass through.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        # mkstemp makes the file private; give it what open() would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise InputError(disk_full_message(path, error)) from error
+        raise
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk or the quota was exhausted."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_full_message(path: str | os.PathLike, error: OSError) -> str:
+    """What to tell the person whose disk is full."""
+    return (
+        f"{path}: could not be written, the disk is full ({error.strerror}); free some space or "
+        "choose another --workdir, then run the same command again."
+    )
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes strict JSON atomically: NaN and infinities as null, NumPy values as plain ones.
+
+    Raises:
+      InputError: the disk is full.
+      TypeError: a value that JSON has no form for.
+    """
+    text = json.dumps(plain(obj), indent=2, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file of this project.
+
+    Raises:
+      InputError: missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a JSON file written by an earlier run, found {error}; train again "
+            "into another --workdir."
+        ) from error
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV atomically; the columns are the keys in order of first appearance.
+
+    NaN, None and missing values become empty fields. No rows make an empty file.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        if columns:
+            writer = csv.DictWriter(f, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(plain(dict(row)) for row in rows)
+
+
+def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Rows of a CSV file, none if there is no file."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; None for NaN, infinities and NumPy's missing values."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any]) -> None:
+    """Writes a nested dict (or NamedTuples) of arrays as .npz; keys are joined by '/'."""
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **dict(_flatten(tree)))
+
+
+def load_arrays(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what `save_arrays` wrote, as nested dicts.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            flat = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npz file ({error}); train again.") from error
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        value = value._asdict() if hasattr(value, "_asdict") else value
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", np.asarray(value)

@@ -1,0 +1,364 @@
+"""metrics against scipy, brute force, and the properties each score promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial import cKDTree
+
+from stfm_jax.errors import InputError
+from stfm_jax.ops import metrics
+
+seeds = st.integers(0, 2**31)
+
+
+def fields(seed=0, n=60, g=5):
+    rng = np.random.default_rng(seed)
+    true = rng.normal(size=(n, g))
+    return 0.6 * true + rng.normal(size=(n, g)), true
+
+
+def grid(side=12):
+    coords = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) * 200.0
+    senders = cKDTree(coords).query(coords, k=5)[1][:, 1:].ravel()
+    return coords, senders, np.repeat(np.arange(len(coords)), 4)
+
+
+def smooth(coords, g, rng, noise=0.0):
+    waves = rng.normal(size=(2, g)) / 900.0
+    return np.sin(coords @ waves + rng.uniform(0, 6, g)) + noise * rng.normal(size=(len(coords), g))
+
+
+# Accuracy
+
+
+def test_pearson_and_spearman_agree_with_scipy():
+    pred, true = fields()
+    true[:, 1] = np.round(true[:, 1])  # ties
+    for ours, theirs in ((metrics.pearson, stats.pearsonr), (metrics.spearman, stats.spearmanr)):
+        expected = [theirs(pred[:, j], true[:, j])[0] for j in range(5)]
+        np.testing.assert_allclose(ours(pred, true), expected, atol=1e-12)
+    expected = [stats.pearsonr(pred[i], true[i])[0] for i in range(60)]
+    np.testing.assert_allclose(metrics.pearson_spot(pred, true), expected, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.floats(1e-2, 1e2), st.floats(-50, 50))
+def test_pearson_ignores_scale_and_offset_and_turns_with_the_sign(seed, scale, offset):
+    pred, true = fields(seed)
+    score = metrics.pearson(pred, true)
+    np.testing.assert_allclose(metrics.pearson(scale * pred + offset, true), score, atol=1e-9)
+    np.testing.assert_allclose(metrics.pearson(-scale * pred, true), -score, atol=1e-9)
+    np.testing.assert_allclose(metrics.spearman(np.exp(pred), true), metrics.spearman(pred, true))
+
+
+@pytest.mark.parametrize("score", [metrics.pearson, metrics.spearman])
+def test_constant_predictions_score_zero_and_constant_genes_are_counted(score):
+    pred, true = fields()
+    pred[:, 0] = 0.3
+    pred[:, 4] = np.float32(0.1) * (1 + 1e-8 * np.arange(60))  # constant but for rounding
+    true[:, 1] = 0.0
+    pred[:, 2], true[:, 2] = 1.0, 2.0
+    values = score(pred, true)
+    assert values[0] == 0 and values[4] == 0 and np.isnan(values[[1, 2]]).all() and values[3] > 0
+    mean, left_out = metrics.mean_over_genes(values)
+    assert left_out == 2 and mean == pytest.approx(values[3] / 3)
+
+
+def test_mean_over_no_genes_is_nan():
+    mean, left_out = metrics.mean_over_genes(np.array([np.nan, np.nan]))
+    assert np.isnan(mean) and left_out == 2
+
+
+def test_errors_per_gene():
+    pred, true = np.array([[1.0, 2.0], [3.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 3.0]])
+    np.testing.assert_allclose(metrics.mse(pred, true), [2.0, 2.5])
+    np.testing.assert_allclose(metrics.mae(pred, true), [1.0, 1.5])
+
+
+def test_pearson_is_exact_on_float32_with_a_large_mean():
+    pred, true = fields(n=500)
+    shifted = (true + 1000).astype(np.float32)
+    np.testing.assert_allclose(
+        metrics.pearson(pred, shifted), metrics.pearson(pred, true), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("pred", "true"), [((5, 3), (5, 4)), ((0, 4), (0, 4)), ((5,), (5,))])
+def test_wrong_shapes_are_refused(pred, true):
+    with pytest.raises(ValueError, match="expected prediction and truth"):
+        metrics.pearson(np.zeros(pred), np.zeros(true))
+
+
+def test_a_prediction_with_nan_is_refused_not_scored():
+    pred, true = fields()
+    pred[3, 2] = np.nan
+    with pytest.raises(ValueError, match="1 NaN"):
+        metrics.mse(pred, true)
+
+
+# Structure
+
+
+def test_gene_structure_agrees_with_corrcoef():
+    pred, true = fields(g=6)
+    true[:, 4] = 1.0
+    keep = [0, 1, 2, 3, 5]
+    above = np.triu_indices(5, k=1)
+    a, b = (np.corrcoef(v[:, keep].T)[above] for v in (pred, true))
+    assert metrics.gene_structure(pred, true) == pytest.approx(stats.pearsonr(a, b)[0])
+    assert metrics.gene_structure(true, true) == pytest.approx(1.0)
+
+
+def test_gene_structure_of_constant_predictions_is_zero():
+    pred, true = fields()
+    assert metrics.gene_structure(np.zeros_like(pred), true) == 0.0
+    assert np.isnan(metrics.gene_structure(pred[:, :2], true[:, :2]))
+
+
+def test_morans_i_agrees_with_the_double_sum():
+    coords, senders, receivers = grid(6)
+    rng = np.random.default_rng(0)
+    expr = smooth(coords, 4, rng, noise=0.3)
+    weights = np.zeros((36, 36))
+    np.add.at(weights, (receivers, senders), 1.0)
+    z = expr - expr.mean(axis=0)
+    expected = [
+        36 / weights.sum() * sum(weights[i, j] * c[i] * c[j] for i in range(36) for j in range(36))
+        for c in (z / np.sqrt((z**2).sum(axis=0))).T
+    ]
+    np.testing.assert_allclose(metrics.morans_i(expr, senders, receivers), expected)
+
+
+def test_morans_i_tells_smooth_from_random_and_constant():
+    coords, senders, receivers = grid()
+    rng = np.random.default_rng(0)
+    expr = np.stack(
+        [smooth(coords, 1, rng)[:, 0], rng.normal(size=len(coords)), np.ones(len(coords))], axis=1
+    )
+    values = metrics.morans_i(expr, senders, receivers)
+    assert values[0] > 0.8 and abs(values[1]) < 0.15 and np.isnan(values[2])
+    with pytest.raises(ValueError, match="empty"):
+        metrics.morans_i(expr, [], [])
+
+
+def test_moran_agreement_charges_smoothness_where_a_correlation_would_not():
+    coords, senders, receivers = grid()
+    rng = np.random.default_rng(0)
+    field = smooth(coords, 20, rng)
+    noise = rng.normal(size=field.shape) * np.linspace(0.3, 1.5, 20)
+    true, twin = field + noise, field + rng.permutation(noise)
+    agreement = [metrics.moran_agreement(p, true, senders, receivers) for p in (true, twin, field)]
+    assert agreement[0] == pytest.approx(1.0)
+    assert agreement[1] > 0.8 > 0.3 > agreement[2]
+    assert metrics.moran_agreement(0 * true, true, senders, receivers) == 0.0
+
+
+def test_moran_agreement_is_lins_concordance():
+    coords, senders, receivers = grid()
+    rng = np.random.default_rng(1)
+    true, pred = (smooth(coords, 8, rng, noise=0.5) for _ in range(2))
+    a, b = (metrics.morans_i(v, senders, receivers) for v in (pred, true))
+    r = stats.pearsonr(a, b)[0]
+    expected = 2 * r * a.std() * b.std() / (a.var() + b.var() + (a.mean() - b.mean()) ** 2)
+    assert metrics.moran_agreement(pred, true, senders, receivers) == pytest.approx(expected)
+
+
+# Draws
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.integers(2, 12))
+def test_crps_agrees_with_all_pairs(seed, m):
+    rng = np.random.default_rng(seed)
+    draws, true = rng.poisson(2.0, (m, 7, 3)).astype(np.float32), rng.normal(size=(7, 3))
+    pairs = np.abs(draws[:, None] - draws[None]).sum(axis=(0, 1)) / (m * (m - 1))
+    expected = (np.abs(draws - true).mean(axis=0) - 0.5 * pairs).mean(axis=0)
+    np.testing.assert_allclose(metrics.crps(draws, true), expected, atol=1e-12)
+
+
+def test_crps_is_unbiased_in_the_number_of_draws():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(20_000, 1))
+    exact = 1 / np.sqrt(np.pi)  # E of CRPS(N(0, 1), y) for y ~ N(0, 1)
+    for m in (2, 5, 40):
+        draws = rng.normal(size=(m, 20_000, 1))
+        assert metrics.crps(draws, true)[0] == pytest.approx(exact, abs=0.02)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    draws, true = rng.normal(size=(99, 31, 2)), rng.normal(size=(31, 2))
+    whole = metrics.crps(draws, true), metrics.coverage(draws, true)
+    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 99 * 2 * 7)
+    np.testing.assert_allclose(metrics.crps(draws, true), whole[0])
+    # The generator is consumed in another order: equal up to the randomised ranks' noise.
+    np.testing.assert_allclose(metrics.coverage(draws, true), whole[1], atol=0.1)
+
+
+def zero_inflated(rng, shape):
+    return np.log1p(rng.negative_binomial(1, 0.4, shape) * (rng.random(shape) < 0.4))
+
+
+@pytest.mark.parametrize("sampler", [zero_inflated, lambda rng, shape: rng.normal(size=shape)])
+@pytest.mark.parametrize("level", [0.5, 0.8])
+def test_coverage_of_a_perfect_sampler_is_nominal(sampler, level):
+    rng = np.random.default_rng(0)
+    draws, true = sampler(rng, (99, 4000, 2)), sampler(rng, (4000, 2))
+    np.testing.assert_allclose(metrics.coverage(draws, true, level), level, atol=0.025)
+
+
+def test_coverage_breaks_ties_although_the_float_types_differ():
+    rng = np.random.default_rng(0)
+    draws = zero_inflated(rng, (99, 3000, 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        metrics.coverage(draws, zero_inflated(rng, (3000, 1))), 0.8, atol=0.03
+    )
+
+
+def test_coverage_shows_over_and_underconfidence_and_bias():
+    rng = np.random.default_rng(0)
+    draws, true = rng.normal(size=(99, 2000, 1)), rng.normal(size=(2000, 1))
+    assert metrics.coverage(0.3 * draws, true)[0] < 0.4
+    assert metrics.coverage(3.0 * draws, true)[0] > 0.95
+    assert metrics.coverage(draws + 4.0, true)[0] < 0.05
+    assert metrics.coverage(np.zeros_like(draws), np.ones_like(true))[0] == 0.0
+
+
+def test_too_few_draws_are_refused():
+    with pytest.raises(InputError, match="at least 99 draws, found 98"):
+        metrics.coverage(np.zeros((98, 2, 1)), np.zeros((2, 1)))
+    with pytest.raises(InputError, match="at least 2 draws"):
+        metrics.crps(np.zeros((1, 2, 1)), np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="expected draws"):
+        metrics.crps(np.zeros((3, 2, 2)), np.zeros((2, 1)))
+
+
+def test_quantiles_have_rank_p_times_m_plus_one():
+    draws = np.random.default_rng(0).permutation(np.arange(1.0, 10.0))[:, None, None]
+    low, middle = metrics.quantiles(draws.astype(np.float32), (0.1, 0.55))
+    assert low.dtype == np.float32 and low[0, 0] == 1.0
+    assert middle[0, 0] == pytest.approx(5.5)
+    assert metrics.quantiles(draws, 0.9).shape == (1, 1)
+
+
+# Bootstrap
+
+
+def test_blocks_are_compact_tiles_of_the_wanted_number():
+    coords, *_ = grid(20)
+    blocks = metrics.spatial_blocks(coords)
+    assert set(blocks) == set(range(blocks.max() + 1)) and 16 <= blocks.max() + 1 <= 25
+    for block in range(blocks.max() + 1):
+        assert np.ptp(coords[blocks == block], axis=0).max() <= 200.0 * 6
+    assert metrics.spatial_blocks(coords, side_um=2000.0).max() + 1 == 4
+    with pytest.raises(InputError, match="positive"):
+        metrics.spatial_blocks(coords, side_um=0.0)
+
+
+@pytest.mark.parametrize("shape", ["disc", "strip", "islands", "hexagons"])
+def test_default_blocks_suit_any_outline(shape):
+    rng = np.random.default_rng(0)
+    coords = rng.uniform(-1, 1, (900, 2)) * 5000
+    if shape == "disc":
+        coords = coords[np.linalg.norm(coords, axis=1) < 4000]
+    elif shape == "strip":
+        coords[:, 1] *= 0.02
+    elif shape == "islands":
+        coords = coords[np.abs(coords).min(axis=1) > 2000]
+    else:
+        row, column = np.divmod(np.arange(900), 30)
+        coords = np.stack([100.0 * column + 50 * (row % 2), 86.6 * row], axis=1)
+    assert 16 <= metrics.spatial_blocks(coords).max() + 1 <= 25
+
+
+def brute_force_difference(a, b, true, blocks, chosen):
+    spots = np.concatenate([np.flatnonzero(blocks == block) for block in chosen])
+    score = [np.nanmean(metrics.pearson(p[spots], true[spots])) for p in (a, b)]
+    return score[0] - score[1]
+
+
+def test_block_sums_give_the_difference_of_resampled_spots():
+    coords, *_ = grid()
+    a, true = fields(n=144)
+    b = fields(seed=1, n=144)[0] + 100.0
+    b[:, 2] = 7.0
+    true[:, 3] = 0.0
+    blocks = metrics.spatial_blocks(coords, 800.0)
+    sums, _ = metrics._block_sums(metrics.PairedFold(a, b, true, blocks))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        chosen = rng.integers(0, blocks.max() + 1, blocks.max() + 1)
+        times = np.bincount(chosen, minlength=blocks.max() + 1)[None].astype(float)
+        expected = brute_force_difference(a, b, true, blocks, chosen)
+        assert metrics._difference(sums, times)[0] == pytest.approx(expected, abs=1e-10)
+
+
+def test_bootstrap_reports_the_plain_difference_and_sees_a_real_one():
+    coords, *_ = grid(20)
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(400, 10))
+    a, b = (true + s * rng.normal(size=true.shape) for s in (0.8, 1.2))
+    fold = (a, b, true, metrics.spatial_blocks(coords))
+    result = metrics.paired_bootstrap([fold], 500, seed=1)
+    plain = np.mean(metrics.pearson(a, true) - metrics.pearson(b, true))
+    assert result.difference == pytest.approx(plain)
+    assert 0 < result.low < plain < result.high and result.share_positive == 1.0
+    assert metrics.paired_bootstrap([fold], 500, seed=1) == result
+    mirrored = metrics.paired_bootstrap([(b, a, *fold[2:])], 500, seed=1)
+    assert mirrored.difference == pytest.approx(-plain) and mirrored.high < 0
+
+
+def test_bootstrap_of_equal_methods_holds_zero_and_more_folds_narrow_it():
+    coords, *_ = grid(20)
+    blocks, rng = metrics.spatial_blocks(coords), np.random.default_rng(3)
+    folds = []
+    for _ in range(4):
+        true = rng.normal(size=(400, 6))
+        a, b = (true + rng.normal(size=true.shape) for _ in range(2))
+        folds.append((a, b, true, blocks))
+    one, four = (metrics.paired_bootstrap(f, 400) for f in (folds[:1], folds))
+    assert four.low < 0 < four.high
+    assert four.high - four.low < 0.75 * (one.high - one.low)
+    same = metrics.paired_bootstrap([(a, a, true, blocks)], 50)
+    assert same.difference == same.low == same.high == 0.0
+
+
+def test_blocks_widen_the_interval_of_errors_that_are_correlated_in_space():
+    coords, *_ = grid(20)
+    rng = np.random.default_rng(0)
+    true, a, b = (smooth(coords, 3, rng, noise=0.2) for _ in range(3))
+    widths = []
+    for blocks in (np.arange(400), metrics.spatial_blocks(coords)):
+        result = metrics.paired_bootstrap([(true + a, true + b, true, blocks)], 400)
+        widths.append(result.high - result.low)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_bootstrap_resamples_within_slides():
+    slide_of_block = np.array([0, 0, 0, 1, 1])
+    times = metrics._resample_blocks(slide_of_block, 50, np.random.default_rng(0))
+    assert (times[:, :3].sum(axis=1) == 3).all() and (times[:, 3:].sum(axis=1) == 2).all()
+    true = np.random.default_rng(0).normal(size=(20, 2))
+    blocks, slides = np.repeat([0, 1, 0, 1], 5), np.repeat(["x", "y"], 10)
+    sums, owner = metrics._block_sums(metrics.PairedFold(true, true, true, blocks, slides))
+    assert len(owner) == 4 and (sums["n"] == 5).all()
+
+
+def test_bootstrap_of_a_single_block_is_refused():
+    a, true = fields()
+    with pytest.raises(InputError, match="two blocks"):
+        metrics.paired_bootstrap([(a, a, true, np.zeros(60, int))])
+    with pytest.raises(ValueError, match="no folds"):
+        metrics.paired_bootstrap([])
+
+
+def test_bootstrap_survives_genes_that_few_spots_express():
+    a, true = fields()
+    true[:, 0] = 0.0
+    true[7, 0] = 1.0
+    true[:, 1] = 2.0
+    result = metrics.paired_bootstrap([(a, 0 * a, true, np.arange(60) // 6)], 200)
+    assert np.isfinite(result).all() and result.difference > 0
+    assert np.isnan(metrics.paired_bootstrap([(a, a, 0 * true, np.arange(60) // 6)], 20)).all()
