@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
 
     encoder = config.encoder = ConfigDict()
     encoder.name = "stain_texture"  # built in; "precomputed": in the slide files; or HEST's name
-    encoder.patch_um = 300.0  # of the built-in encoder
+    encoder.patch_um = 400.0  # of the built-in encoder
     encoder.dir = ""  # where embeddings lie (HEST layout) or are kept; <workdir>/embeddings
 
     model = config.model = ConfigDict()

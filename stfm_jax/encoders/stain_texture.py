@@ -23,7 +23,7 @@ from skimage.color import hed_from_rgb
 
 from stfm_jax.errors import InputError
 
-DEFAULT_SIZE_UM = 300.0  # side of the patch the choices here were made for
+DEFAULT_SIZE_UM = 400.0  # side of the patch; on her2st C2-C4 better than 240, 300 and 500
 MIN_SIZE_UM = 64.0
 LEVELS = 5  # the working images have about 1, 2, 4, 8 and 16 micrometres per pixel
 WINDOWS_UM = (50.0, 90.0)  # standard deviations of the Gaussian windows around the spot
@@ -34,7 +34,7 @@ _FLOOR = 1e-3  # optical density added before a logarithm: below it is noise of 
 _WHITE, _WHITE_WIDTH = 0.08, 0.015  # mean optical density at which glass passes into tissue
 _OPENINGS_UM = (6, 10, 14, 22, 34, 54)
 _TENSOR_PX = (3, 8)  # smoothing of the structure tensor, pixels of its scale
-_SHAPE_BINS = 8
+_SHAPE_BINS = 9  # odd: flat surfaces fall into the middle of a bin
 _PEAK = 0.02  # least response (optical density) of a nucleus
 _PEAK_BINS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 _NEIGHBOURS, _NEAR_UM = 5, 20.0  # what counts as the surroundings of a nucleus
@@ -249,7 +249,7 @@ def _shapes(name, middle, spread, um) -> dict[str, float]:
 
     Shape index: Koenderink and van Doorn, Surface shape and curvature scales, 1992.
     """
-    # Flat glass would have an index made of rounding: the offset sends it to the middle.
+    # The offset sends flat surfaces, whose index is made of rounding, to the middle.
     index = np.arctan2(middle, spread + 0.1 * _FLOOR) * (2 / np.pi)
     bins = np.clip(((index + 1) * (_SHAPE_BINS / 2)).astype(int), 0, _SHAPE_BINS - 1)
     return _shares(f"shape.{name}", bins, _SHAPE_BINS, um)

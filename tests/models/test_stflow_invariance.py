@@ -1,0 +1,292 @@
+"""STFlow from slide to prediction: what moving, permuting, padding and batching may not change.
+
+Networks get large random weights, so that every path through them counts and the tests can fail;
+`test_published_frames_fail_on_lattices` shows that they do.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from stfm_jax.data.batching import Batch, bucket_size, collate
+from stfm_jax.data.slide import Slide
+from stfm_jax.models.stflow import STFlow
+from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
+
+NUM_GENES, NUM_FEATURES, K = 10, 16, 8
+GENES = [f"gene{i}" for i in range(NUM_GENES)]
+NETWORK = STFlowNet(NUM_GENES, width=16, num_blocks=2, heads=2, dropout=0.0)
+PLAIN = STFlow(NETWORK, anchor="none", prior="zinb_scalar", context=(), components=12)
+TASKS = {
+    "no anchor": PLAIN,
+    "ridge": dataclasses.replace(PLAIN, anchor="ridge", context=(9, 25), token_context=False),
+    "kernel": dataclasses.replace(
+        PLAIN, anchor="kernel", context=(9, 25), image=ImageTower(NUM_GENES, width=16)
+    ),
+    "published": dataclasses.replace(PLAIN, network=NETWORK.clone(expression="differences")),
+}
+PUBLISHED_FRAMES = dataclasses.replace(PLAIN, network=NETWORK.clone(frames="pca"))
+
+
+def square_lattice(side=14):
+    return 200.0 * np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
+
+
+def hexagonal_lattice(side=14):
+    """Visium: 100 um between centres."""
+    row, column = np.divmod(np.arange(side * side), side)
+    return 100.0 * np.stack([column + 0.5 * (row % 2), np.sqrt(0.75) * row], axis=1)
+
+
+def random_points(n=196):
+    return np.random.default_rng(5).uniform(0.0, 1500.0, (n, 2))
+
+
+POINTS = {"random": random_points, "square": square_lattice, "hexagonal": hexagonal_lattice}
+
+
+def make_slide(coords_um, seed):
+    """Features in smooth patches with noise, counts that depend on them."""
+    rng = np.random.default_rng(seed)
+    n = len(coords_um)
+    phase = coords_um @ rng.normal(0.0, 3e-3, (2, NUM_FEATURES)) + rng.uniform(0, 6, NUM_FEATURES)
+    features = np.sin(phase) + 0.5 * rng.normal(size=(n, NUM_FEATURES))
+    weights = np.random.default_rng(0).normal(0.0, 0.3, (NUM_FEATURES, NUM_GENES))
+    counts = sp.csr_matrix(rng.poisson(np.exp(1.0 + features @ weights)).astype(np.float32))
+    return Slide(
+        name=f"simulated {seed}",
+        barcodes=np.array([f"spot{i}" for i in range(n)]),
+        coords_um=np.asarray(coords_um, np.float64),
+        counts=counts,
+        genes=np.array(GENES),
+        features=features.astype(np.float32),
+    )
+
+
+def moved(slide, degrees, mirror=False, shift=(0.0, 0.0)):
+    a = np.deg2rad(degrees)
+    rotation = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    coords = slide.coords_um * [-1 if mirror else 1, 1] @ rotation + shift
+    return dataclasses.replace(slide, coords_um=coords, coords_in=coords)
+
+
+MOVES = {
+    "37 degrees": {"degrees": 37.0},
+    "quarter turn": {"degrees": 90.0},
+    "mirrored": {"degrees": 0.0, "mirror": True},
+    "shifted": {"degrees": 0.0, "shift": (31_234.5, -8_000.25)},
+    "all at once": {"degrees": -201.3, "mirror": True, "shift": (-777.0, 12_345.0)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A task, fitted, with weights that are all far from zero."""
+
+    task: STFlow
+    fitted: object
+    params: dict
+
+    def prepare(self, slide):
+        return self.task.prepare(slide, self.fitted, GENES)
+
+    def draw(self, batch, draws=1):
+        arrays = (self.params, self.fitted.flow, batch, jax.random.key(7))
+        return np.asarray(self.task.sample(*arrays, draws=draws))[:, batch.spot_mask]
+
+    def posterior_mean(self, batch):
+        arrays = (self.params, self.fitted.flow, batch, jax.random.key(7))
+        return np.asarray(self.task.posterior_mean(*arrays, draws=2))[batch.spot_mask]
+
+    def predict(self, slide):
+        return self.draw(collate([self.prepare(slide)], K))[0]
+
+
+@functools.cache
+def training_slides():
+    rng = np.random.default_rng(1)
+    return [make_slide(rng.uniform(0, 1000.0, (90, 2)), seed) for seed in (1, 2)]
+
+
+def perturbed(params, scale=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda a: np.asarray(a + scale * rng.normal(size=a.shape), np.float32), params
+    )
+
+
+@functools.cache
+def model_of(task):
+    fitted = task.fit(training_slides(), GENES).fitted
+    batch = collate([task.prepare(training_slides()[0], fitted, GENES)], K)
+    params = jax.jit(task.init)(jax.random.key(0), batch)
+    return Model(task, fitted, perturbed(params))
+
+
+def change(a, b):
+    """Largest difference in units of the gene's standard deviation over the spots."""
+    assert np.isfinite(a).all() and np.isfinite(b).all()
+    assert a.std(axis=0).min() > 0.05  # a prediction that is constant would prove nothing
+    return float((np.abs(a - b).max(axis=0) / a.std(axis=0)).max())
+
+
+@functools.cache
+def unmoved(name, points):
+    slide = make_slide(POINTS[points](), seed=9)
+    return slide, model_of(TASKS[name]).predict(slide)
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("name", TASKS)
+def test_moving_a_slide_changes_nothing(name, points, move):
+    slide, base = unmoved(name, points)
+    assert change(base, model_of(TASKS[name]).predict(moved(slide, **MOVES[move]))) < 1e-4
+
+
+@pytest.mark.parametrize("points", POINTS)
+def test_moving_a_slide_keeps_the_posterior_mean(points):
+    model = model_of(TASKS["kernel"])
+    slide = make_slide(POINTS[points](), seed=9)
+    base, other = (
+        model.posterior_mean(collate([model.prepare(s)], K))
+        for s in (slide, moved(slide, **MOVES["all at once"]))
+    )
+    assert change(base, other) < 1e-4
+
+
+@pytest.mark.parametrize("points", ["square", "hexagonal"])
+def test_published_frames_fail_on_lattices(points):
+    """That the tests above can fail: with PCA alone rounding noise chooses the frames."""
+    model = model_of(PUBLISHED_FRAMES)
+    slide = make_slide(POINTS[points](), seed=9)
+    assert change(model.predict(slide), model.predict(moved(slide, 37.0))) > 1e-2
+
+
+def test_coordinates_do_matter():
+    """That the tests above can fail: another arrangement of the same spots predicts otherwise."""
+    model = model_of(TASKS["no anchor"])
+    slide = make_slide(square_lattice(), seed=9)
+    stretched = slide.coords_um * [1.0, 1.3]
+    other = dataclasses.replace(slide, coords_um=stretched, coords_in=stretched)
+    assert change(model.predict(slide), model.predict(other)) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["no anchor", "kernel"])
+def test_permuting_spots_with_their_noise_permutes_the_output(name):
+    model = model_of(TASKS[name])
+    slide, base = unmoved(name, "hexagonal")
+    order = np.random.default_rng(3).permutation(slide.num_spots)
+    prepared = dataclasses.replace(model.prepare(slide.subset(order)), place=order.astype(np.int32))
+    assert change(base[order], model.draw(collate([prepared], K))[0]) < 1e-4
+    # Without its place a spot would get another's noise.
+    assert change(base[order], model.predict(slide.subset(order))) > 1e-2
+
+
+def with_garbage(batch: Batch) -> Batch:
+    """The same batch with large numbers wherever there is padding."""
+    spot, edge = batch.spot_mask, batch.edge_mask
+    assert not spot.all() and not edge.all()
+    rng = np.random.default_rng(0)
+
+    def fill(value, mask):
+        out = np.array(value)
+        out[~mask] = 50.0 * rng.normal(size=out[~mask].shape)
+        return out
+
+    return batch._replace(
+        **{name: fill(getattr(batch, name), spot) for name in ("features", "anchor", "expr")},
+        **{name: fill(getattr(batch, name), edge) for name in ("pca", "edge", "distance")},
+        senders=np.where(edge, batch.senders, 0),
+        place=np.where(spot, batch.place, 3),
+    )
+
+
+@pytest.mark.parametrize("name", ["no anchor", "kernel"])
+def test_what_lies_in_the_padding_does_not_matter(name):
+    model = model_of(TASKS[name])
+    batch = collate([model.prepare(make_slide(hexagonal_lattice(), seed=9))], K)
+    assert change(model.draw(batch)[0], model.draw(with_garbage(batch))[0]) < 1e-5
+
+
+def test_company_and_bigger_buckets_change_nothing():
+    """Two slides in one batch, which is a bigger bucket for both."""
+    model = model_of(TASKS["kernel"])
+    slides = [make_slide(hexagonal_lattice(), seed=9), make_slide(random_points(150), seed=10)]
+    first, second = (model.prepare(s) for s in slides)
+    both = collate([first, second], K)
+    together = np.split(model.draw(both, draws=2), [196], axis=1)
+    alone_0 = collate([first], K)
+    alone_1 = collate([second], K)
+    alone_1 = alone_1._replace(slide=np.ones_like(alone_1.slide))  # noise is keyed to it
+    assert len(both.spot_mask) == bucket_size(346) > len(alone_0.spot_mask)
+    for alone, together_part in zip((alone_0, alone_1), together, strict=True):
+        for a, b in zip(model.draw(alone, draws=2), together_part, strict=True):
+            assert change(a, b) < 1e-5
+    # In company the slides draw noise of their own.
+    assert change(model.draw(collate([second], K))[0], together[1][0]) > 1e-2
+
+
+def test_draws_are_the_same_however_many_are_taken():
+    model = model_of(TASKS["kernel"])
+    batch = collate([model.prepare(make_slide(hexagonal_lattice(), seed=9))], K)
+    one, two = model.draw(batch), model.draw(batch, draws=2)
+    assert change(two[0], one[0]) < 1e-5 and change(two[0], two[1]) > 1e-2
+
+
+@functools.cache
+def loss_and_gradient(task):
+    step = chex.assert_max_traces(jax.value_and_grad(task.loss, has_aux=True), n=1)
+    return jax.jit(step)
+
+
+def test_loss_ignores_the_padding():
+    model = model_of(TASKS["kernel"])
+    batch = collate([model.prepare(make_slide(square_lattice(), seed=9))], K)
+    step = loss_and_gradient(dropout_free(model.task))
+    results = [
+        step(model.params, model.fitted.flow, b, jax.random.key(0))
+        for b in (batch, with_garbage(batch))
+    ]
+    (loss, count), gradient = results[0]
+    assert int(count) == 196 * NUM_GENES and loss > 0
+    (other, other_count), other_gradient = results[1]
+    assert int(other_count) == count
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    scale = max(np.abs(g).max() for g in jax.tree.leaves(gradient))
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        assert np.isfinite(a).all() and np.abs(a).max() > 0
+        np.testing.assert_allclose(a, b, atol=1e-4 * scale)
+
+
+def dropout_free(task):
+    return dataclasses.replace(task, image=task.image.clone(dropout=0.0, noise=0.0))
+
+
+def test_one_trace_serves_all_folds_of_a_bucket():
+    """Other training slides, other genes' moments, other sizes within the bucket: no new trace."""
+    traces = []
+
+    class Counted(STFlow):
+        def evaluator(self, params, batch):
+            traces.append(len(batch.spot_mask))
+            return super().evaluator(params, batch)
+
+    task = Counted(**{f.name: getattr(TASKS["ridge"], f.name) for f in dataclasses.fields(STFlow)})
+    step = jax.jit(chex.assert_max_traces(task.loss, n=1))
+    params = model_of(TASKS["ridge"]).params
+    slides = [*training_slides(), make_slide(random_points(85), seed=3)]
+    for fold in range(3):
+        training = [s for i, s in enumerate(slides) if i != fold]
+        fitted = task.fit(training, GENES).fitted
+        batch = collate([task.prepare(slides[fold], fitted, GENES)], K)
+        assert len(batch.spot_mask) == 128
+        loss, _ = step(params, fitted.flow, batch, jax.random.key(fold))
+        draws = task.sample(params, fitted.flow, batch, jax.random.key(fold), draws=2)
+        assert np.isfinite(loss) and np.isfinite(draws).all()
+    assert traces == [128]
