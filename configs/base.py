@@ -50,8 +50,8 @@ def get_config() -> ConfigDict:
     model.anchor = "kernel"  # none | ridge | kernel
     model.image_weight = 0.5  # of the image tower in the mean beside the anchor; 0: no tower
     model.image_width = 256
-    model.image_dropout = 0.4
-    model.image_noise = 0.3
+    model.image_dropout = 0.6
+    model.image_noise = 0.8
     model.targets = 0  # most variable genes trained on; 0: the scored ones only
 
     config.prior = "zinb_fit"  # zinb_scalar | gaussian | zero

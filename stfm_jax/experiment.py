@@ -25,6 +25,7 @@ import numpy as np
 from stfm_jax.data import datasets
 from stfm_jax.data.batching import collate
 from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded
 from stfm_jax.errors import InputError
@@ -85,6 +86,8 @@ def train_folds(experiment: Experiment) -> None:
     for fold in asked:
         _run_fold(experiment, fold)
     _train_final(experiment)
+    if config.data.unseen:
+        _write_unseen(experiment)
     report_files.write(experiment.workdir, config, experiment.dataset)
 
 
@@ -207,6 +210,17 @@ def _train_final(experiment: Experiment) -> None:
     )
     model = model_store.Model(task, training.fitted, trained.params, tuple(genes), tuple(targets))
     model_store.save(directory / "model", model, encoder_of(slides), epochs)
+
+
+def _write_unseen(experiment: Experiment) -> None:
+    """The simulated sections kept out of everything, as input files for --mode=predict."""
+    config = experiment.config
+    slides = datasets.unseen(config.data)
+    encoder = builtin_encoder(config)
+    if encoder is not None:
+        slides = embedded(slides, encoder, experiment.workdir / "embeddings")
+    for i, slide in enumerate(slides):
+        h5ad.write(slide, experiment.workdir / ("slide.h5ad" if i == 0 else f"slide_{i}.h5ad"))
 
 
 def encoder_of(slides: Sequence[Slide]) -> str:

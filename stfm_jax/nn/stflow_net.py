@@ -22,8 +22,8 @@ class ImageTower(nn.Module):
     num_genes: int
     width: int = 256
     num_layers: int = 2
-    dropout: float = 0.4
-    noise: float = 0.3  # sd of Gaussian noise on the features, training only
+    dropout: float = 0.6
+    noise: float = 0.8  # sd of Gaussian noise on the features, training only
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:

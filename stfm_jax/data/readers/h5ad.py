@@ -1,4 +1,4 @@
-"""Reading slides from AnnData files, whoever wrote them.
+"""Slides from AnnData files, whoever wrote them, and slides into such files.
 
 `slide_from_anndata` is shared with the HEST reader. Writing predictions lives in
 `stfm_jax.eval.predict`.
@@ -20,6 +20,7 @@ from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.panel import gene_names, sum_duplicates
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
+from stfm_jax.runtime.files import atomic_path
 
 _LOG = logging.getLogger("stfm_jax")
 _GET = "Give the path of an AnnData .h5ad file."
@@ -302,3 +303,31 @@ def _z_um(adata: anndata.AnnData, where: str) -> float | None:
 def _keys(values: object) -> str:
     keys = [str(value) for value in values]
     return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "") if keys else "none"
+
+
+def write(slide: Slide, path: str | Path) -> None:
+    """Writes a slide as `read` takes it: raw counts in `X`, coordinates as they came in.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    adata = anndata.AnnData(
+        X=slide.counts,
+        obs=pd.DataFrame(index=pd.Index(slide.barcodes.astype(str))),
+        var=None if slide.genes is None else pd.DataFrame(index=pd.Index(slide.genes.astype(str))),
+        obsm={"spatial": slide.coords_in},
+    )
+    adata.uns["spatial_unit"] = slide.spatial_unit
+    if slide.spatial_unit == "pixel":
+        extent = np.linalg.norm(np.ptp(slide.coords_in, axis=0))
+        adata.uns["um_per_px"] = float(np.linalg.norm(np.ptp(slide.coords_um, axis=0)) / extent)
+    if slide.features is not None:
+        adata.obsm["features"] = slide.features
+        adata.uns["encoder"] = slide.encoder or ""
+    for key in ("patient", "section"):
+        if getattr(slide, key):
+            adata.obs[key] = getattr(slide, key)
+    if slide.z_um is not None:
+        adata.uns["z_um"] = slide.z_um
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary)
