@@ -25,8 +25,8 @@ def small_data(config):
     """A few hundred spots: small networks, strong noise, whole slides."""
     config.model.width = 64
     config.model.blocks = 2
-    config.model.feature_noise = 0.5
-    config.model.feature_dropout = 0.5
+    config.model.feature_noise = 1.0
+    config.model.feature_dropout = 0.7
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.01
     config.train.ema_decay = 0.98

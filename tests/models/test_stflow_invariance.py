@@ -21,7 +21,9 @@ from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
 NUM_GENES, NUM_FEATURES, K = 10, 16, 8
 GENES = [f"gene{i}" for i in range(NUM_GENES)]
 NETWORK = STFlowNet(NUM_GENES, width=16, num_blocks=2, heads=2, dropout=0.0)
-PLAIN = STFlow(NETWORK, anchor="none", prior="zinb_scalar", context=(), components=12)
+PLAIN = STFlow(
+    NETWORK, anchor="none", prior="zinb_scalar", context=(), components=12, clip=False
+)  # unclipped: a prediction cut off at 0 would hide changes
 TASKS = {
     "no anchor": PLAIN,
     "ridge": dataclasses.replace(PLAIN, anchor="ridge", context=(9, 25), token_context=False),
@@ -217,19 +219,16 @@ def test_what_lies_in_the_padding_does_not_matter(name):
 def test_company_and_bigger_buckets_change_nothing():
     """Two slides in one batch, which is a bigger bucket for both."""
     model = model_of(TASKS["kernel"])
-    slides = [make_slide(hexagonal_lattice(), seed=9), make_slide(random_points(150), seed=10)]
+    slides = [make_slide(hexagonal_lattice(), seed=9), make_slide(random_points(190), seed=10)]
     first, second = (model.prepare(s) for s in slides)
-    both = collate([first, second], K)
-    together = np.split(model.draw(both, draws=2), [196], axis=1)
-    alone_0 = collate([first], K)
-    alone_1 = collate([second], K)
-    alone_1 = alone_1._replace(slide=np.ones_like(alone_1.slide))  # noise is keyed to it
-    assert len(both.spot_mask) == bucket_size(346) > len(alone_0.spot_mask)
-    for alone, together_part in zip((alone_0, alone_1), together, strict=True):
-        for a, b in zip(model.draw(alone, draws=2), together_part, strict=True):
-            assert change(a, b) < 1e-5
-    # In company the slides draw noise of their own.
-    assert change(model.draw(collate([second], K))[0], together[1][0]) > 1e-2
+    both, alone_0, alone_1 = (collate(list(s), K) for s in ((first, second), [first], [second]))
+    assert len(both.spot_mask) == bucket_size(386) > len(alone_0.spot_mask)
+    together_0, together_1 = np.split(model.draw(both)[0], [196])
+    assert change(model.draw(alone_0)[0], together_0) < 1e-5
+    # In company the second slide draws noise of its own: it is keyed to the slide's index too.
+    assert change(model.draw(alone_1)[0], together_1) > 1e-2
+    alone_1 = alone_1._replace(slide=np.ones_like(alone_1.slide))
+    assert change(model.draw(alone_1)[0], together_1) < 1e-5
 
 
 def test_draws_are_the_same_however_many_are_taken():
@@ -239,16 +238,12 @@ def test_draws_are_the_same_however_many_are_taken():
     assert change(two[0], one[0]) < 1e-5 and change(two[0], two[1]) > 1e-2
 
 
-@functools.cache
-def loss_and_gradient(task):
-    step = chex.assert_max_traces(jax.value_and_grad(task.loss, has_aux=True), n=1)
-    return jax.jit(step)
-
-
 def test_loss_ignores_the_padding():
     model = model_of(TASKS["kernel"])
     batch = collate([model.prepare(make_slide(square_lattice(), seed=9))], K)
-    step = loss_and_gradient(dropout_free(model.task))
+    image = model.task.image.clone(dropout=0.0, noise=0.0)
+    task = dataclasses.replace(model.task, image=image)
+    step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     results = [
         step(model.params, model.fitted.flow, b, jax.random.key(0))
         for b in (batch, with_garbage(batch))
@@ -264,10 +259,6 @@ def test_loss_ignores_the_padding():
         np.testing.assert_allclose(a, b, atol=1e-4 * scale)
 
 
-def dropout_free(task):
-    return dataclasses.replace(task, image=task.image.clone(dropout=0.0, noise=0.0))
-
-
 def test_one_trace_serves_all_folds_of_a_bucket():
     """Other training slides, other genes' moments, other sizes within the bucket: no new trace."""
     traces = []
@@ -278,7 +269,7 @@ def test_one_trace_serves_all_folds_of_a_bucket():
             return super().evaluator(params, batch)
 
     task = Counted(**{f.name: getattr(TASKS["ridge"], f.name) for f in dataclasses.fields(STFlow)})
-    step = jax.jit(chex.assert_max_traces(task.loss, n=1))
+    step = jax.jit(chex.assert_max_traces(task.loss, n=1))  # raises at a second trace
     params = model_of(TASKS["ridge"]).params
     slides = [*training_slides(), make_slide(random_points(85), seed=3)]
     for fold in range(3):
@@ -286,7 +277,7 @@ def test_one_trace_serves_all_folds_of_a_bucket():
         fitted = task.fit(training, GENES).fitted
         batch = collate([task.prepare(slides[fold], fitted, GENES)], K)
         assert len(batch.spot_mask) == 128
-        loss, _ = step(params, fitted.flow, batch, jax.random.key(fold))
+        jax.eval_shape(step, params, fitted.flow, batch, jax.random.key(fold))
         draws = task.sample(params, fitted.flow, batch, jax.random.key(fold), draws=2)
-        assert np.isfinite(loss) and np.isfinite(draws).all()
+        assert np.isfinite(draws).all()
     assert traces == [128]

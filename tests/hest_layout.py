@@ -25,7 +25,7 @@ PATCH_PX, PATCH_UM = 224, 112.0
 
 def her2st_root() -> Path | None:
     """The her2st folder ($STFM_HER2ST, or beside the repository), or None where it is absent."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "her2st"
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "her2st"
     root = Path(os.environ.get("STFM_HER2ST", beside))
     return root if (root / "ST-cnts").is_dir() else None
 

@@ -1,0 +1,96 @@
+"""Real tissue from end to end: her2st as released, and as a HEST-bench folder. Slow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from hest_layout import her2st_root, write_embeddings, write_task
+
+from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.readers import her2st
+from stfm_jax.encoders.embed import Encoder, embedded
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOT = her2st_root()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(ROOT is None, reason="her2st is absent (set STFM_HER2ST)"),
+]
+SHORT = ("--config.train.epochs=25", "--config.model.width=32", "--config.model.blocks=1")
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "run.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory):
+    """C2, C3 and C4 with features of the built-in encoder."""
+    slides = [her2st.read(ROOT, name) for name in ("C2", "C3", "C4")]
+    cache = tmp_path_factory.mktemp("features")
+    return cache, embedded(slides, Encoder("stain_texture", 200.0), cache)
+
+
+def test_her2st_is_learned_and_a_section_predicted(sections, tmp_path):
+    """Trained on C2 and C3 alone, STFlow beats ridge on C4, which it is given as a file."""
+    cache, slides = sections
+    work = tmp_path / "work"
+    common = (
+        "--config=configs/her2st_stflow.py",
+        f"--workdir={work}",
+        f"--config.data.dir={ROOT}",
+        "--config.data.sections=('C2','C3','C4')",
+        f"--config.encoder.dir={cache}",
+        "--config.encoder.patch_um=200.0",
+        *SHORT,
+    )
+    run(*common, "--config.fold=2")
+    methods = json.loads((work / "metrics.json").read_text())["methods"]
+
+    def score(method, metric="pearson"):
+        return methods[method][metric]["mean"]
+
+    assert score("stflow") > score("ridge") > 0.4
+    assert score("stflow_draw", "moran") > score("stflow", "moran")
+    assert 0.7 < score("stflow_draw", "coverage80") < 0.9
+
+    from stfm_jax.data.readers import h5ad
+
+    h5ad.write(slides[2], tmp_path / "C4.h5ad")
+    run(
+        *common,
+        "--mode=predict",
+        "--config.fold=2",
+        f"--config.predict.input={tmp_path / 'C4.h5ad'}",
+        f"--config.predict.output={tmp_path / 'out.h5ad'}",
+    )
+    predicted = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert predicted.shape == (slides[2].num_spots, 50)
+    assert np.isfinite(predicted.X).all() and (predicted.layers["std"] > 0).all()
+
+
+def test_the_hest_config_runs_on_a_folder_in_its_layout(sections, tmp_path):
+    """configs/hest_idc.py, unchanged but for size, on her2st sections written as HEST-bench is."""
+    _, slides = sections
+    write_task(tmp_path / "bench", "IDC", slides, most_variable_genes(slides, 50))
+    write_embeddings(tmp_path / "embeddings", "IDC", "uni_v1", slides)
+    run(
+        "--config=configs/hest_idc.py",
+        f"--workdir={tmp_path / 'work'}",
+        f"--config.data.dir={tmp_path / 'bench'}",
+        f"--config.encoder.dir={tmp_path / 'embeddings'}",
+        "--config.fold=0",
+        *SHORT[1:],
+        "--config.train.epochs=3",
+    )
+    metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
+    assert metrics["folds"][0]["test"] == [slides[0].name]
+    assert metrics["methods"]["stflow"]["pearson"]["mean"] > 0.3
