@@ -225,8 +225,14 @@ class STFlow:
     def posterior_mean(
         self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array, draws: int
     ) -> jax.Array:
-        """E[x_1 | features] [N, g]: x_1_hat at t = 0, averaged over prior draws."""
-        network, mean = self.evaluator(params, batch), self.mean(params, arrays, batch)
+        """E[x_1 | features] [N, g]: x_1_hat at t = 0, averaged over prior draws.
+
+        With an image tower the gate is closed at t = 0, and x_1_hat is `mean` whatever the draw.
+        """
+        mean = self.mean(params, arrays, batch)
+        if self.image is not None:
+            return self._supported(mean)
+        network = self.evaluator(params, batch)
 
         def one(key):
             x_0, start = self._draw_prior(arrays, batch, key), jnp.float32(0.0)

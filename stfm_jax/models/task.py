@@ -1,7 +1,7 @@
-"""What run.py, the training loop and the evaluation know of a method.
+"""What the experiment, the training loop and the evaluation know of a method.
 
-A task is a set of pure functions around a pytree of fitted arrays. Closed-form methods stop after
-`fit`; trained ones add `init` and `loss`.
+A task is a hashable bundle of settings with pure functions around pytrees of arrays. Closed-form
+methods need no task: they are functions in `models.baselines`.
 """
 
 from __future__ import annotations
@@ -10,31 +10,56 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
+from stfm_jax.data.batching import Batch, PreparedSlide
 from stfm_jax.data.slide import Slide
 
 PyTree = Any
 
 
+class TrainingSet(Protocol):
+    """Training slides ready for the loop, and what was fitted on them."""
+
+    slides: list[PreparedSlide]
+    fitted: PyTree
+    residuals: np.ndarray  # [n, g] of the anchor, out of fold
+
+
 class Task(Protocol):
-    """A trained method. `fitted` and `batch` are pytrees of arrays, never closures."""
+    """A trained method. Fitted arrays are arguments of the jitted functions, never closures."""
 
     name: str
+    neighbors: int  # of a spot, in the graphs of its batches
 
-    def fit(self, slides: Sequence[Slide], genes: Sequence[str], seed: int) -> PyTree:
+    def fit(self, slides: Sequence[Slide], genes: Sequence[str]) -> TrainingSet:
         """Everything estimated in closed form on training slides: scalers, prior, anchor."""
         ...
 
-    def prepare(self, slide: Slide, fitted: PyTree, genes: Sequence[str]):
-        """Host side: what does not change while a slide is trained on or predicted."""
+    def prepare(
+        self, slide: Slide, fitted: PyTree, genes: Sequence[str] | None = None
+    ) -> PreparedSlide:
+        """Host side: what does not change while a slide is predicted (or, with genes, scored)."""
         ...
 
-    def init(self, key: jax.Array, fitted: PyTree, batch: PyTree) -> PyTree:
+    def init(self, key: jax.Array, batch: Batch) -> PyTree:
         """Network parameters."""
         ...
 
     def loss(
-        self, params: PyTree, fitted: PyTree, batch: PyTree, key: jax.Array
+        self, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """(sum of the loss, number of terms), so that means can be taken over devices."""
+        ...
+
+    def posterior_mean(
+        self, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array, draws: int
+    ) -> jax.Array:
+        """E[x_1 | features], [N, g]."""
+        ...
+
+    def sample(
+        self, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array, draws: int
+    ) -> jax.Array:
+        """Joint draws, [draws, N, g]."""
         ...

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from stfm_jax.data.batching import Batch, PreparedSlide, collate, region
 from stfm_jax.errors import InputError
+from stfm_jax.models.task import Task
 from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.files import read_csv, write_csv, write_json
 from stfm_jax.runtime.interrupt import Interrupted, sigterm_flag
@@ -51,7 +52,7 @@ class Trained:
 def train(
     directory: str | Path,
     stage: str,
-    task,
+    task: Task,
     optimizer: Optimizer,
     schedule: Schedule,
     slides: Sequence[PreparedSlide],

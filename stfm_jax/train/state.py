@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stfm_jax.models.task import Task
+
 PyTree = Any
 
 
@@ -46,7 +48,7 @@ class Optimizer:
         )
 
 
-def create(task, optimizer: Optimizer, key: jax.Array, batch: PyTree) -> TrainState:
+def create(task: Task, optimizer: Optimizer, key: jax.Array, batch: PyTree) -> TrainState:
     """Fresh state for batches like this one."""
     params = task.init(key, batch)
     return TrainState(
@@ -62,7 +64,12 @@ def create(task, optimizer: Optimizer, key: jax.Array, batch: PyTree) -> TrainSt
 
 @functools.partial(jax.jit, static_argnames=("task", "optimizer"), donate_argnames=("state",))
 def train_step(
-    task, optimizer: Optimizer, state: TrainState, arrays: PyTree, batch: PyTree, key: jax.Array
+    task: Task,
+    optimizer: Optimizer,
+    state: TrainState,
+    arrays: PyTree,
+    batch: PyTree,
+    key: jax.Array,
 ) -> TrainState:
     """One update. The step's noise is `key` folded with the step number.
 
