@@ -11,13 +11,13 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.data.reader = "simulated"
-    config.data.tissue.num_sections = 5
-    config.data.tissue.spots = 220
+    config.data.tissue.num_sections = 4
+    config.data.tissue.spots = 160
     config.data.tissue.num_genes = 200
     config.data.unseen = 1
     config.encoder.patch_um = 200.0
     small_data(config)
-    config.train.epochs = 30
+    config.train.epochs = 40
     return config
 
 

@@ -140,8 +140,7 @@ def _train_model(
     else:
         training = task.fit(_split_validation(slides, config.seed)[0], targets)
         trained = selected
-    model = model_store.Model(task, training.fitted, trained.params, tuple(genes), tuple(targets))
-    model_store.save(directory / "model", model, encoder_of(slides), epochs)
+    _save_model(directory, task, training, trained, slides, genes, targets, epochs)
 
 
 def _select(experiment, directory, task: STFlow, slides, targets, name) -> Trained:
@@ -190,6 +189,19 @@ def _train_stage(experiment, directory, stage, task, training: TrainingSet, epoc
     )
 
 
+def _save_model(directory, task, training, trained, slides, genes, targets, epochs) -> None:
+    model = model_store.Model(
+        task=task,
+        fitted=training.fitted,
+        params=trained.params,
+        genes=tuple(genes),
+        targets=tuple(targets),
+        residuals=training.residuals,
+        encoder=encoder_of(slides),
+    )
+    model_store.save(directory / "model", model, epochs)
+
+
 def _train_final(experiment: Experiment) -> None:
     """The model for prediction: all slides, for the median of the folds' epochs."""
     directory = experiment.workdir / "final"
@@ -208,8 +220,7 @@ def _train_final(experiment: Experiment) -> None:
     trained = _train_stage(
         experiment, directory / "refit", "all slides refit", task, training, epochs, None
     )
-    model = model_store.Model(task, training.fitted, trained.params, tuple(genes), tuple(targets))
-    model_store.save(directory / "model", model, encoder_of(slides), epochs)
+    _save_model(directory, task, training, trained, slides, genes, targets, epochs)
 
 
 def _write_unseen(experiment: Experiment) -> None:
@@ -258,11 +269,10 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
     points["anchor"] = [np.maximum(p.anchor, 0.0)[:, :g] for p in prepared]
     predicted = [model.predict(p, config.seed, config.sample.draws) for p in prepared]
     points["stflow"] = [mean[:, :g] for mean, _ in predicted]
-    residuals = model.task.fit(train_slides, model.targets).residuals
     rng = np.random.default_rng(config.seed)
     draws = {
         "anchor_residual": [
-            anchor_residual(p.anchor, residuals, rng, config.sample.draws)[..., :g]
+            anchor_residual(p.anchor, model.residuals, rng, config.sample.draws)[..., :g]
             for p in prepared
         ],
         "stflow_draw": [d[..., :g] for _, d in predicted],

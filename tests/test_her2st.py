@@ -1,6 +1,7 @@
 """Real tissue from end to end: her2st as released, and as a HEST-bench folder. Slow."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,13 @@ SHORT = ("--config.train.epochs=25", "--config.model.width=32", "--config.model.
 
 
 def run(*arguments: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     done = subprocess.run(
-        [sys.executable, "run.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "run.py", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stderr

@@ -38,6 +38,7 @@ class Model:
     params: PyTree
     genes: tuple[str, ...]  # scored and written
     targets: tuple[str, ...]  # predicted: genes first, then others trained on beside them
+    residuals: np.ndarray  # [n, targets] of the anchor on the training spots, out of fold
     encoder: str = ""  # "" where the training files did not say
 
     def predict(
@@ -63,9 +64,10 @@ def epochs(directory: Path) -> int:
     return int(read_json(directory / "model.json")["epochs"])
 
 
-def save(directory: Path, model: Model, encoder: str, epochs: int) -> None:
-    """Writes a model; its encoder's name goes with it."""
+def save(directory: Path, model: Model, epochs: int) -> None:
+    """Writes a model and the number of epochs it was trained for."""
     save_arrays(directory / "fitted.npz", model.fitted._asdict())
+    save_arrays(directory / "residuals.npz", {"residuals": model.residuals})
     checkpoint = Checkpoint(directory / "params")
     checkpoint.replace(epochs, model.params)
     checkpoint.close()
@@ -78,7 +80,7 @@ def save(directory: Path, model: Model, encoder: str, epochs: int) -> None:
             "normalization": model.task.normalization,
             "genes": model.genes,
             "targets": model.targets,
-            "encoder": encoder,
+            "encoder": model.encoder,
             "features": len(model.fitted.transform.mean),
             "epochs": epochs,
         },
@@ -101,7 +103,13 @@ def load(directory: Path, config: Any) -> Model:
     params = checkpoint.restore(template)
     checkpoint.close()
     return Model(
-        task, fitted, params, tuple(meta["genes"]), tuple(meta["targets"]), meta["encoder"]
+        task=task,
+        fitted=fitted,
+        params=params,
+        genes=tuple(meta["genes"]),
+        targets=tuple(meta["targets"]),
+        residuals=load_arrays(directory / "residuals.npz")["residuals"],
+        encoder=meta["encoder"],
     )
 
 

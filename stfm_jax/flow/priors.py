@@ -19,6 +19,7 @@ from stfm_jax.errors import InputError
 
 PRIORS = ("zinb_fit", "zinb_scalar", "gaussian", "zero")
 NUM_SCALES = 64
+MIN_TABLE = 4096  # counts tabled at least, so that folds share a shape, and a trace
 TAIL = 1e-7  # probability beyond the table, below the resolution of a float32 uniform
 
 
@@ -50,7 +51,7 @@ def zinb_prior(
     mu, theta, pi_logits = (np.asarray(a, dtype=np.float64) for a in (mu, theta, pi_logits))
     nb = stats.nbinom(theta[:, None], (theta / (theta + mu))[:, None])
     largest = int(np.max(nb.ppf(1.0 - TAIL)))
-    size = max(512, 1 << int(np.ceil(np.log2(largest + 2))))
+    size = max(MIN_TABLE, 1 << int(np.ceil(np.log2(largest + 2))))
     support = np.arange(size)
     pi = 1.0 / (1.0 + np.exp(-pi_logits))[:, None]
     cdf = pi + (1.0 - pi) * nb.cdf(support[None, :])
@@ -84,7 +85,7 @@ def zinb_scalar_prior(num_genes: int, library: np.ndarray | None = None) -> Prio
 def gaussian_prior(mean: np.ndarray, std: np.ndarray) -> Prior:
     """N(mean [g], std [g]^2); std = 0 gives the constant prior."""
     return Prior(
-        cdf=np.ones((len(mean), 512), np.float32),
+        cdf=np.ones((len(mean), MIN_TABLE), np.float32),
         mean=np.asarray(mean, np.float32),
         covariance=np.diag(np.square(std)).astype(np.float32),
         gaussian=np.float32(1.0),

@@ -53,7 +53,7 @@ def knn_graph(coords: np.ndarray, k: int, include_self: bool = False) -> Graph:
             "the number of neighbours or leave this slide out."
         )
     tree = cKDTree(coords)
-    width = min(n, k + 1 + MAX_TIES)
+    width = min(n, k + 2 + MAX_TIES)
     first = min(n, k + 6)
     distance, index = tree.query(coords, k=first)
     # The k-th neighbour is at column k: column 0 is the spot itself.

@@ -61,13 +61,16 @@ def constant(mean: np.ndarray, num_features: int) -> Linear:
 
 def predict(regressor: Regressor, x: np.ndarray) -> np.ndarray:
     """Expression [n, g] float32 of features [n, f]; linear time and blockwise memory."""
+    blocks = (x[i : i + 8192] for i in range(0, len(x), 8192))
+    predicted = [_design(regressor, b) @ regressor.weights + regressor.bias for b in blocks]
+    return np.concatenate(predicted).astype(np.float32)
+
+
+def _design(regressor: Regressor, x: np.ndarray) -> np.ndarray:
+    """What the weights are applied to: x itself, or its kernel with the landmarks."""
     if isinstance(regressor, Linear):
-        return (x @ regressor.weights + regressor.bias).astype(np.float32)
-    blocks = [
-        _rbf(x[i : i + 8192], regressor.landmarks, float(regressor.gamma)) @ regressor.weights
-        for i in range(0, len(x), 8192)
-    ]
-    return (np.concatenate(blocks) + regressor.bias).astype(np.float32)
+        return x
+    return _rbf(x, regressor.landmarks, float(regressor.gamma))
 
 
 def fit(kind: str, x: np.ndarray, y: np.ndarray, choice: Choice, seed: int = 0) -> Regressor:
@@ -99,8 +102,11 @@ def choose(kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: in
                 if kind == "kernel"
                 else _ridge_path(x[~out], y[~out], alphas)
             )
+            design = None  # the same for every alpha
             for j, regressor in enumerate(path):
-                scores[i, j] += mean_over_genes(pearson(predict(regressor, x[out]), y[out]))[0]
+                design = _design(regressor, x[out]) if design is None else design
+                predicted = design @ regressor.weights + regressor.bias
+                scores[i, j] += mean_over_genes(pearson(predicted, y[out]))[0]
     scores /= len(np.unique(groups))
     i, j = np.unravel_index(np.argmax(scores), scores.shape)
     return Choice(float(alphas[j]), float(gammas[i]), float(scores[i, j]))

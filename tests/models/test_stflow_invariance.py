@@ -152,8 +152,9 @@ def test_moving_a_slide_changes_nothing(name, points, move):
 
 
 @pytest.mark.parametrize("points", POINTS)
-def test_moving_a_slide_keeps_the_posterior_mean(points):
-    model = model_of(TASKS["kernel"])
+@pytest.mark.parametrize("name", ["ridge", "kernel"])  # read from the flow, and from the tower
+def test_moving_a_slide_keeps_the_posterior_mean(name, points):
+    model = model_of(TASKS[name])
     slide = make_slide(POINTS[points](), seed=9)
     base, other = (
         model.posterior_mean(collate([model.prepare(s)], K))

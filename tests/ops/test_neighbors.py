@@ -131,7 +131,7 @@ def test_a_circle_around_a_spot_is_refused_beyond_the_cap():
 
 
 def test_a_circle_within_the_cap_is_kept():
-    spots = 8 + MAX_TIES - 1
+    spots = 8 + MAX_TIES
     coords = np.concatenate([ring(spots), 50.0 + square_lattice(8)])
     assert knn_graph(coords, 8).degrees(len(coords))[0] == spots
 
