@@ -5,6 +5,7 @@ python run.py --config=configs/NAME.py --workdir=W [--mode=train|eval|predict|em
 """
 
 import os
+import re
 import sys
 
 from absl import app, flags
@@ -24,19 +25,46 @@ def _refuse(message: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Flag and config mistakes end with one message and exit code 2, which absl's own do not."""
-    given = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))]
-    if given and not os.path.isfile(given[-1].split(":")[0]):
-        _refuse(f"{given[-1]}: expected a config file there, found none; see configs/.")
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _refuse(f"{error}".splitlines()[0] if str(error) else repr(error))
+        for flag in (_CONFIG, _WORKDIR):
+            if flag.value is None:
+                _refuse(f"--{flag.name} is required; {__doc__.splitlines()[2].strip()}")
+        _ = _CONFIG.value.seed  # a config file that is missing says so at its first use only
+    except flags.Error as error:
+        _refuse(str(error).splitlines()[0])
+    except Exception as error:  # whatever the config file's own Python raises
+        _refuse(_config_message(argv, error))
     if len(rest) > 1:
         _refuse(f"unexpected argument {rest[1]!r}; flags look like --config.FIELD=VALUE.")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            _refuse(f"--{flag.name} is required; {__doc__.splitlines()[2].strip()}")
     return rest
+
+
+def _config_path(argv: list[str]) -> str:
+    """What was given as --config=PATH or --config PATH, the last time it was."""
+    path = "--config"
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            path = value if equals else "".join(argv[i + 1 : i + 2])
+    return path
+
+
+def _config_message(argv: list[str], error: Exception) -> str:
+    """Says that there is no config, which field it lacks, or what went wrong in its file."""
+    path = _config_path(argv)
+    if not os.path.isfile(path.split(":")[0]):
+        return f"{path}: expected a config file there, found none; see configs/."
+    if isinstance(error, KeyError | AttributeError):
+        absent = re.search(r"\w+", str(error))
+        hint = re.search(r'Did you mean "\w+"', str(error))
+        for argument in argv:
+            field = argument.lstrip("-").partition("=")[0]
+            if field.startswith("config.") and absent and absent.group() in field.split("."):
+                hint = f"{hint.group()}?" if hint else "configs/base.py lists them all."
+                return f"--{field}: the config has no such field. {hint}"
+    reason = " ".join(str(error).split())
+    return f"{path}: this config fails with {type(error).__name__}: {reason}"
 
 
 def main(_: list[str]) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,22 @@ from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 MODES = ("train", "eval", "predict", "embed")
 FREE_FIELDS = ("predict", "fold")  # may change without making another experiment
 _LOG = logging.getLogger("stfm_jax")
+_PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def run(config: ConfigDict, workdir: str, mode: str) -> None:
     """Runs a mode of an experiment in its workdir."""
     config = config.copy_and_resolve_references()
-    if config.data.dir:
-        config.data.dir = os.path.abspath(os.path.expanduser(config.data.dir))
-    claim_workdir(config, Path(workdir), create=mode in ("train", "embed"))
+    for section in (config.data, config.encoder):
+        if section.dir:
+            section.dir = os.path.abspath(os.path.expanduser(section.dir))
+    with claimed_workdir(config, Path(workdir), create=mode in ("train", "embed")):
+        _run(config, Path(workdir), mode)
+
+
+def _run(config: ConfigDict, workdir: Path, mode: str) -> None:
     if mode == "predict":
-        _predict(config, Path(workdir))
+        _predict(config, workdir)
         return
     opened = experiment.open_experiment(config, workdir)
     if mode == "train":
@@ -50,20 +59,37 @@ def _predict(config: ConfigDict, workdir: Path) -> None:
     predict.write(predict.predict(model, slide, config, directory), slide, config)
 
 
-def claim_workdir(config: ConfigDict, workdir: Path, create: bool) -> None:
+@contextlib.contextmanager
+def claimed_workdir(config: ConfigDict, workdir: Path, create: bool) -> Iterator[None]:
     """Writes the resolved config into a new workdir, or checks that it is the one there.
+
+    Bad input before anything else was written leaves no config behind, so that a corrected command
+    is not refused as another experiment.
 
     Raises:
       InputError: the workdir belongs to another config, or holds none and is needed.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json_best_effort())
-    if not path.exists():
-        if not create:
-            raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
-        write_json(path, mine)
+    if path.exists():
+        _check_same(mine, read_json(path), workdir)
+        yield
         return
-    theirs = read_json(path)
+    if not create:
+        raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
+    existed = workdir.exists()
+    write_json(path, mine)
+    try:
+        yield
+    except (InputError, OSError):
+        if list(workdir.iterdir()) == [path]:
+            path.unlink()
+            if not existed:
+                workdir.rmdir()
+        raise
+
+
+def _check_same(mine: dict, theirs: dict, workdir: Path) -> None:
     differing = [
         f"{name} is {there!r} there and {here!r} here"
         for name, here, there in _differences(mine, theirs)
@@ -86,7 +112,11 @@ def _differences(a: Any, b: Any, prefix: str = ""):
 
 
 def guarded(main: Callable[[], None]) -> int:
-    """Exit code of `main`: 0; 2 for bad input, with one message; 143 when SIGTERM stopped it."""
+    """Exit code of `main`: 0; 2 for bad input, with one message; 143 when SIGTERM stopped it.
+
+    Training saves before it stops (`train.loop`); elsewhere SIGTERM stops at once, and what is
+    half-written is removed on the way out.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _LOG.handlers[:] = [handler]
@@ -94,25 +124,45 @@ def guarded(main: Callable[[], None]) -> int:
     _LOG.propagate = False
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step of every save
     try:
-        main()
-    except (InputError, FileNotFoundError) as error:
-        return _refuse(_message(error))
+        with _sigterm_raises():
+            main()
+        return 0
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return EXIT_CODE
-    except OSError as error:
-        if is_disk_full(error):
-            return _refuse(disk_full_message(error.filename or "a file", error))
-        raise
-    return 0
+        message, code = str(stop), EXIT_CODE
+    except (InputError, OSError) as error:
+        message, code = f"error: {_message(error)}", 2
+    # Not before the exception is gone, and with it progress bars that its frames hold.
+    print(message, file=sys.stderr)
+    return code
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename}: expected a file there, found none."
-    return str(error)
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(*_):
+        raise Interrupted("stopped; the same command goes on.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+def _message(error: InputError | OSError) -> str:
+    """What to tell a person; raises errors of the system that no person caused."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if is_disk_full(error):
+        return disk_full_message(error.filename or "a file", error)
+    if isinstance(error, FileNotFoundError):
+        missing = error.filename
+        return f"{missing}: expected a file there, found none." if missing else str(error)
+    if isinstance(error, _PATH_ERRORS) and error.filename:
+        return (
+            f"{error.filename}: cannot be opened or written there ({error.strerror}); choose "
+            "another path, or see to its permissions."
+        )
+    raise error

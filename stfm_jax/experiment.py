@@ -70,6 +70,7 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
         slides = embedded(dataset.slides.values(), encoder, cache)
         dataset = dataclasses.replace(dataset, slides={s.name: s for s in slides})
     _check_features(dataset.slides.values(), config.model.neighbors)
+    encoder_of(list(dataset.slides.values()))
     return Experiment(config, workdir, dataset)
 
 

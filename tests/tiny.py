@@ -1,16 +1,20 @@
-"""A tiny experiment for the end-to-end tests: slides, config, and the command line in-process."""
+"""A tiny experiment for the end-to-end tests: slides, a config, and the command line in-process."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
+import run as entry
 from configs import demo
 from stfm_jax import cli
 from stfm_jax.data.readers import h5ad
@@ -18,7 +22,7 @@ from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.data.slide import Slide
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ENCODER = "toy_112um"
+ENCODER, WIDTH = "toy_112um", 12
 OVERRIDES = {
     "data.reader": "anndata",
     "data.num_genes": 8,
@@ -32,33 +36,28 @@ OVERRIDES = {
     "model.context": (9,),
     "model.image_width": 16,
     "train.epochs": 3,
-    "train.checkpoint_every": 1,
-    "sample.draws": 19,
+    "train.checkpoint_every": 2,
+    "sample.draws": 11,
 }
 
 
-def slides(count: int = 4, spots: int = 50) -> list[Slide]:
-    """Serial sections whose features are the true mixtures, noisily projected."""
-    tissue = volume(TissueParams(num_sections=count, spots=spots, num_genes=30), seed=0)
+def slides(count: int = 4) -> list[Slide]:
+    """Serial sections of about 50 spots; their features are the true mixtures in other axes."""
+    tissue = volume(TissueParams(num_sections=count, spots=50, num_genes=30), seed=0)
     rng = np.random.default_rng(0)
-    mix = rng.normal(size=(tissue.truth[0].mixtures.shape[1], 12))
-    made = []
-    for slide, truth in zip(tissue.slides, tissue.truth, strict=True):
-        features = truth.mixtures @ mix + 0.1 * rng.normal(size=(slide.num_spots, 12))
-        made.append(
-            Slide(
-                name=slide.name,
-                barcodes=slide.barcodes,
-                coords_um=slide.coords_um,
-                counts=slide.counts,
-                genes=slide.genes,
-                features=features.astype(np.float32),
-                encoder=ENCODER,
-                patient=slide.patient,
-                section=slide.section,
-            )
+    axes = rng.normal(size=(tissue.truth[0].mixtures.shape[1], WIDTH))
+    return [
+        dataclasses.replace(
+            slide,
+            features=(t.mixtures @ axes + 0.1 * rng.normal(size=(slide.num_spots, WIDTH))).astype(
+                np.float32
+            ),
+            encoder=ENCODER,
+            patches=None,
+            source="",
         )
-    return made
+        for slide, t in zip(tissue.slides, tissue.truth, strict=True)
+    ]
 
 
 def write(folder: Path, sections: list[Slide]) -> Path:
@@ -68,16 +67,21 @@ def write(folder: Path, sections: list[Slide]) -> Path:
     return folder
 
 
-def config(data_dir: Path | str = "", **overrides) -> ConfigDict:
-    """configs/demo.py made tiny. Names of fields have `__` for the dot."""
-    made = demo.get_config()
+def fields(**overrides) -> dict:
+    """Flat fields of the tiny config. Overrides have `__` for the dot."""
     given = {name.replace("__", "."): value for name, value in overrides.items()}
-    made.update_from_flattened_dict({**OVERRIDES, "data.dir": str(data_dir), **given})
+    return {**OVERRIDES, **given}
+
+
+def config(**overrides) -> ConfigDict:
+    """configs/demo.py made tiny."""
+    made = demo.get_config()
+    made.update_from_flattened_dict(fields(**overrides))
     return made.lock()
 
 
 def run(made: ConfigDict, workdir: Path, mode: str = "train") -> int:
-    """Exit code of the command, in this process; the logger is left as it was."""
+    """Exit code of a mode, in this process; logger and signals are left as they were."""
     log = logging.getLogger("stfm_jax")
     before = log.handlers[:], log.level, log.propagate
     try:
@@ -86,31 +90,38 @@ def run(made: ConfigDict, workdir: Path, mode: str = "train") -> int:
         log.handlers[:], log.level, log.propagate = before
 
 
-def flags(data_dir: Path | str, workdir: Path, **overrides) -> list[str]:
-    """The same experiment as arguments of run.py."""
-    given = {name.replace("__", "."): value for name, value in overrides.items()}
-    fields = {**OVERRIDES, "data.dir": str(data_dir), **given}
-    return [
-        "--config=configs/demo.py",
-        f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in fields.items()),
-    ]
+def arguments(workdir: Path, **overrides) -> list[str]:
+    """The tiny experiment as arguments of run.py."""
+    flags = [f"--config.{name}={value}" for name, value in fields(**overrides).items()]
+    return ["--config=configs/demo.py", f"--workdir={workdir}", *flags]
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    """run.py in a process of its own."""
+def command(*argv: str) -> int:
+    """Exit code of `python run.py ARGV`, in this process."""
+    argv = ("run.py", *argv)
+    sys.modules.pop("config_config", None)  # under which ml_collections loads every config file
+    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(argv)):
+        try:
+            entry._parse(list(argv))
+        except SystemExit as stop:
+            return stop.code
+        return run(entry._CONFIG.value, entry._WORKDIR.value, entry._MODE.value)
+
+
+def start(*argv: str) -> subprocess.Popen:
+    """`python run.py ARGV` as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "run.py", *arguments],
+        [sys.executable, "run.py", *argv],
         cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
 
 
-def call(*arguments: str) -> tuple[int, str]:
-    """Exit code and stderr of run.py in a process of its own."""
-    process = start(*arguments)
-    _, err = process.communicate(timeout=300)
-    return process.returncode, err
+def contents(folder: Path) -> dict[str, int]:
+    """Every file below a folder with its time of change; nothing where there is no folder."""
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()
+    }

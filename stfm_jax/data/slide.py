@@ -90,8 +90,8 @@ def validate(slide: Slide) -> None:
     if len(np.unique(slide.barcodes)) != n:
         values, times = np.unique(slide.barcodes, return_counts=True)
         raise InputError(
-            f"{where}: barcodes must be unique, but {values[times > 1][0]!r} occurs "
-            f"{times.max()} times; make them unique (anndata: obs_names_make_unique)."
+            f"{where}: barcodes must be unique, but '{values[times > 1][0]}' occurs "
+            f"{times[times > 1][0]} times; make them unique (anndata: obs_names_make_unique)."
         )
     if slide.spatial_unit not in ("um", "pixel"):
         raise InputError(

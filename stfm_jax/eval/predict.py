@@ -40,6 +40,12 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
             "--mode=predict needs --config.predict.input=IN.h5ad and "
             "--config.predict.output=OUT.h5ad."
         )
+    output = Path(options.output)
+    if output.suffix != ".h5ad" or output.resolve() == Path(options.input).resolve():
+        raise InputError(
+            f"--config.predict.output must name a new .h5ad file, found {options.output!r} (the "
+            f"input is {options.input!r})."
+        )
     slide = h5ad.read(
         options.input,
         features_key=options.features_key,
@@ -59,6 +65,12 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
         raise InputError(
             f"{slide.where}: its features were made by {slide.encoder!r}, but the model was "
             f"trained on {model.encoder!r}; embed the slide with that one."
+        )
+    width, expected = slide.features.shape[1], len(model.fitted.transform.mean)
+    if width != expected:
+        raise InputError(
+            f"{slide.where}: its features are {width} wide, but the model was trained on "
+            f"{expected} of {model.encoder or 'its encoder'}; embed the slide with that one."
         )
     if not slide.encoder:
         _LOG.warning(

@@ -5,15 +5,24 @@ They have directories of their own, since Orbax with `best_fn` would delete the 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
 from stfm_jax.errors import InputError
+from stfm_jax.runtime.files import disk_full_message, is_disk_full
 
 PyTree = Any
+_OVERHEAD = 200_000  # bytes: the files around the arrays
 
 
 class Checkpoint:
@@ -25,7 +34,10 @@ class Checkpoint:
             self.directory,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=1, create=True, enable_async_checkpointing=False
+                max_to_keep=1,
+                create=True,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,  # of saves that were killed
             ),
         )
 
@@ -35,33 +47,46 @@ class Checkpoint:
         return self._manager.latest_step()
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Saves; a step already there is left as it is."""
+        """Saves; a step already there is left as it is.
+
+        Raises:
+          InputError: the disk is full.
+        """
         if self.step is not None and self.step >= step:
             return
-        if not self._manager.save(step, args=ocp.args.StandardSave(tree)):
+        with self._saving():
+            self._check_room(tree)
+            saved = self._manager.save(step, args=ocp.args.StandardSave(tree))
+        if not saved:
             raise RuntimeError(f"{self.directory}: Orbax did not save step {step}.")
 
     def replace(self, step: int, tree: PyTree) -> None:
         """Saves over whatever is there, an equal or later step included."""
         if self.step is not None and self.step >= step:
-            for stored in self._manager.all_steps():
-                self._manager.delete(stored)
+            self.clear()
         self.save(step, tree)
+
+    def clear(self) -> None:
+        """Deletes what is there."""
+        for stored in self._manager.all_steps():
+            self._manager.delete(stored)
 
     def restore(self, template: PyTree) -> PyTree:
         """Restores the newest checkpoint into the template's structure, shapes and dtypes.
 
         Raises:
-          InputError: there is none, or it belongs to another model.
+          InputError: there is none, it is damaged, or it belongs to another model.
         """
         if self.step is None:
             raise InputError(f"{self.directory}: holds no checkpoint; train first.")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        self._check_shapes(abstract)
-        return self._manager.restore(self.step, args=ocp.args.StandardRestore(abstract))
+        with self._reading():
+            stored = self._manager.item_metadata(self.step)
+        self._check_shapes(stored, abstract)
+        with self._reading():
+            return self._manager.restore(self.step, args=ocp.args.StandardRestore(abstract))
 
-    def _check_shapes(self, abstract: PyTree) -> None:
-        stored = self._manager.item_metadata(self.step)
+    def _check_shapes(self, stored: PyTree | None, abstract: PyTree) -> None:
         if stored is None:
             return
         found = {_name(p): (tuple(a.shape), a.dtype) for p, a in _leaves(stored)}
@@ -81,6 +106,53 @@ class Checkpoint:
 
     def close(self) -> None:
         self._manager.close()
+
+    def _check_room(self, tree: PyTree) -> None:
+        """Before a save: when Orbax's threads find the disk full, they fill stderr as well."""
+        needed = sum(a.nbytes for a in jax.tree.leaves(tree)) + _OVERHEAD
+        if shutil.disk_usage(self.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Turns a full disk into an InputError; TensorStore says it in a ValueError's text."""
+        try:
+            with _quiet():
+                yield
+        except (OSError, ValueError) as error:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            quota = os.strerror(errno.EDQUOT)
+            if (isinstance(error, OSError) and is_disk_full(error)) or any(
+                text in str(error) for text in (full.strerror, quota)
+            ):
+                # Futures of the failed save would say it once more when they are collected.
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+                raise InputError(disk_full_message(self.directory, full)) from error
+            raise
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turns what Orbax raises on damaged files, which is anything, into an InputError."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+            raise InputError(
+                f"{self.directory}: the checkpoint of step {self.step} is damaged or incomplete "
+                f"({reason}); train again into another --workdir."
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's log: its threads print the traceback of what is raised here anyway."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _leaves(tree: PyTree):

@@ -84,9 +84,12 @@ def train(
     batch = epoch_batches(schedule, slides, task.neighbors, seed, 0)[0][1]
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     state = create(task, optimizer, key_init, batch)
+    steps_per_epoch = -(-len(slides) * schedule.regions_per_slide // schedule.slides_per_step)
+    if latest.step is not None and latest.step > schedule.epochs * steps_per_epoch:
+        latest.clear()  # of a longer schedule, which was stopped: a refit for fewer epochs now
+        best.clear()
     if latest.step is not None:
         state = latest.restore(state)
-    steps_per_epoch = -(-len(slides) * schedule.regions_per_slide // schedule.slides_per_step)
     first_epoch = int(state.step) // steps_per_epoch
     # A kill may have left rows, and a best epoch, after the checkpoint: they are trained again.
     rows = [r for r in read_csv(history) if int(r["epoch"]) <= first_epoch]
@@ -105,12 +108,11 @@ def train(
             batches = epoch_batches(schedule, slides, task.neighbors, seed, epoch)
             for _, batch in batches[int(state.step) - epoch * steps_per_epoch :]:
                 state = train_step(task, optimizer, state, arrays, batch, key_steps)
-                if stop.is_set():
+                # At an epoch's last step its score and its row come first.
+                if stop.is_set() and int(state.step) < (epoch + 1) * steps_per_epoch:
                     _check_finite(state, batches, steps_per_epoch, stage)
                     save()
-                    raise Interrupted(
-                        f"stopped at step {int(state.step)} of {stage}; the same command goes on."
-                    )
+                    raise _interrupted(state, stage)
             _check_finite(state, batches, steps_per_epoch, stage)
             loss = float(state.loss_sum / state.loss_count)
             state = state._replace(loss_sum=jnp.zeros(()), loss_count=jnp.zeros(()))
@@ -127,9 +129,12 @@ def train(
             )
             if score is not None and _best(rows)[0] == epoch + 1:
                 kept = jax.tree.map(np.asarray, state.ema_params)
-            if epoch + 1 == schedule.epochs or (epoch + 1) % schedule.checkpoint_every == 0:
+            due = epoch + 1 == schedule.epochs or (epoch + 1) % schedule.checkpoint_every == 0
+            if due or stop.is_set():
                 save()
                 kept = None
+            if stop.is_set():
+                raise _interrupted(state, stage)
             bar.set_postfix_str(
                 f"loss {loss:.4g}" + ("" if score is None else f", validation {value:.3f}")
             )
@@ -168,6 +173,10 @@ def epoch_batches(
     return [([part.name for part in group], collate(group, k)) for group in groups]
 
 
+def _interrupted(state: TrainState, stage: str) -> Interrupted:
+    return Interrupted(f"stopped at step {int(state.step)} of {stage}; the same command goes on.")
+
+
 def _check_finite(state: TrainState, batches, steps_per_epoch: int, stage: str) -> None:
     bad = int(state.first_bad_step)
     if bad < 0:
@@ -175,8 +184,8 @@ def _check_finite(state: TrainState, batches, steps_per_epoch: int, stage: str) 
     names = ", ".join(sorted(set(batches[bad % steps_per_epoch][0])))
     raise InputError(
         f"{stage}: the loss is NaN or infinite at step {bad} (epoch {bad // steps_per_epoch}), on "
-        f"slide {names}. Lower --config.train.learning_rate, or look at that slide's features and "
-        "counts; the last good checkpoint is kept."
+        f"slide {names}. Look at that slide's features and counts, or lower "
+        "--config.train.learning_rate in another --workdir; the last good checkpoint is kept."
     )
 
 
