@@ -10,8 +10,8 @@ from pathlib import Path
 # Compiling is most of the time here and the arrays are small. Set before jax is imported.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import pytest  # noqa: E402
-import tiny  # noqa: E402
+import pytest
+import tiny
 
 
 @dataclasses.dataclass(frozen=True)

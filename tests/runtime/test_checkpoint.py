@@ -16,7 +16,7 @@ from stfm_jax.runtime.checkpoint import Checkpoint
 
 
 def tree(value: float) -> dict:
-    return {"a": jnp.full((3, 2), value), "b": {"step": jnp.int32(value)}}
+    return {"a": jnp.full((3, 2), float(value)), "b": {"step": jnp.int32(value)}}
 
 
 def saved(directory, *steps) -> Checkpoint:
@@ -136,6 +136,6 @@ def test_other_failures_keep_their_traceback(tmp_path):
     broken = mock.Mock(side_effect=ValueError("a bug"))
     with (
         mock.patch("orbax.checkpoint.CheckpointManager.save", broken),
-        pytest.raises(ValueError, match="^a bug$"),
+        pytest.raises(ValueError, match=r"^a bug$"),
     ):
         checkpoint.save(2, tree(2))

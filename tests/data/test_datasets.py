@@ -1,0 +1,130 @@
+"""Data sets: how slides are found and split, and which genes are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+from hest_layout import toy_slide, write_embeddings, write_task
+
+from stfm_jax.data import datasets
+from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.readers import h5ad
+from stfm_jax.errors import InputError
+
+
+def slides(**patients: str) -> dict:
+    """Toy slides by name, with their patients."""
+    return {name: dataclasses.replace(toy_slide(name), patient=p) for name, p in patients.items()}
+
+
+def test_folds_leave_patients_out():
+    folds, note = datasets.leave_one_out(slides(a1="A", b1="B", a2="A", c1="C"))
+    assert [(fold.train, fold.test) for fold in folds] == [
+        (("b1", "c1"), ("a1", "a2")),
+        (("a1", "a2", "c1"), ("b1",)),
+        (("a1", "b1", "a2"), ("c1",)),
+    ]
+    assert "3 patients" in note
+
+
+def test_folds_leave_sections_out_where_there_is_one_patient_and_say_so():
+    folds, note = datasets.leave_one_out(slides(a1="A", a2="A"))
+    assert [fold.test for fold in folds] == [("a1",), ("a2",)]
+    assert "sections of one patient" in note and "not generalisation" in note
+
+
+def test_slides_without_a_patient_are_patients_of_their_own():
+    folds, note = datasets.leave_one_out(slides(a1="", a2="", b1="B"))
+    assert [fold.test for fold in folds] == [("b1",), ("a1",), ("a2",)] or len(folds) == 3
+    assert "3 patients" in note
+
+
+def test_one_slide_cannot_be_split():
+    with pytest.raises(InputError, match=r"a1: one slide alone.*at least two"):
+        datasets.leave_one_out(slides(a1="A"))
+
+
+def test_anndata_folder(tmp_path):
+    sections = tiny.slides(3)
+    tiny.write(tmp_path, sections)
+    (tmp_path / "notes.txt").write_text("not a slide")
+    data = tiny.config(data__dir=str(tmp_path)).data
+    dataset = datasets.load(data)
+    assert list(dataset.slides) == [s.name for s in sections] and dataset.genes is None
+    for slide in sections:
+        read = dataset.slides[slide.name]
+        np.testing.assert_array_equal(read.counts.toarray(), slide.counts.toarray())
+        np.testing.assert_array_equal(read.features, slide.features)
+        assert read.encoder == tiny.ENCODER
+    assert [s.name for s in dataset[dataset.folds[1].test]] == ["P1_S2"]
+
+
+def test_hest_folder_keeps_the_published_folds_and_panel(tmp_path):
+    toys = [toy_slide(name) for name in ("T1", "T2", "T3")]
+    panel = ["GENE5", "GENE0", "GENE7"]
+    write_task(tmp_path, "IDC", toys, panel, patches=False)
+    write_embeddings(tmp_path / "embed", "IDC", "uni_v1", toys)
+    data = tiny.config(data__reader="hest", data__dir=str(tmp_path), data__task="IDC").data
+    dataset = datasets.load(data, str(tmp_path / "embed"), "uni_v1")
+    assert dataset.genes == tuple(panel) and "published" in dataset.split
+    assert [fold.test for fold in dataset.folds] == [("T1",), ("T2",), ("T3",)]
+    assert dataset.slides["T2"].encoder == "uni_v1"
+    assert datasets.choose_genes(dataset, list(dataset.slides.values()), data) == panel
+    assert datasets.load(data).slides["T2"].features is None
+
+
+def test_genes_are_chosen_on_the_training_slides_alone(tmp_path):
+    """A gene that varies in the test slide only is not chosen for it."""
+    sections = tiny.slides(3)
+    special = most_variable_genes(sections[:2], 20)[-1]
+    counts = sections[2].counts.tolil()
+    counts[:, list(sections[2].genes).index(special)] = np.tile([0, 90_000], 50)[
+        : counts.shape[0], None
+    ]
+    sections[2] = dataclasses.replace(sections[2], counts=counts.tocsr())
+    tiny.write(tmp_path, sections)
+    data = tiny.config(data__dir=str(tmp_path)).data
+    dataset = datasets.load(data)
+    train = dataset[dataset.folds[2].train]
+    chosen = datasets.choose_genes(dataset, train, data)
+    assert chosen == most_variable_genes(sections[:2], 8)
+    assert special not in chosen
+    assert special in datasets.choose_genes(dataset, list(dataset.slides.values()), data)
+
+
+def test_genes_absent_from_a_slide(tmp_path):
+    toys = [toy_slide("T1"), toy_slide("T2")]
+    toys[1] = dataclasses.replace(
+        toys[1], counts=toys[1].counts[:, 1:].tocsr(), genes=toys[1].genes[1:]
+    )
+    dataset = datasets.Dataset({t.name: t for t in toys}, (), ("GENE0", "GENE3"), "")
+    data = tiny.config().data
+    with pytest.raises(InputError, match=r"'T2'.*1 of 2 genes found; missing GENE0"):
+        datasets.choose_genes(dataset, toys, data)
+    data.missing_genes = "drop"
+    assert datasets.choose_genes(dataset, toys, data) == ["GENE3"]
+
+
+def test_simulated_tissue_and_what_is_kept_out_of_it():
+    fields = {"data__tissue__num_sections": 3, "data__tissue__spots": 20}
+    data = tiny.config(data__reader="simulated", data__unseen=1, data__seeds=(0, 1), **fields).data
+    data.tissue.num_genes = 5
+    dataset = datasets.load(data)
+    kept_out = datasets.unseen(data)
+    assert [slide.name for slide in kept_out] == ["P2_S3"]
+    assert list(dataset.slides) == ["P1_S1", "P1_S2", "P1_S3", "P2_S1", "P2_S2"]
+    assert [fold.test for fold in dataset.folds] == [
+        ("P1_S1", "P1_S2", "P1_S3"),
+        ("P2_S1", "P2_S2"),
+    ]
+    assert dataset.split.startswith("simulated")
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for slide in tiny.slides(2):
+        h5ad.write(slide, tmp_path / "mine" / f"{slide.name}.h5ad")
+    assert len(datasets.load(tiny.config(data__dir="~/mine").data).slides) == 2
