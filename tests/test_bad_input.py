@@ -23,6 +23,7 @@ import tiny
 from hest_layout import write_embeddings, write_task
 from PIL import Image
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 Change = Callable[[anndata.AnnData], Any]
 
 
@@ -243,6 +244,18 @@ def cut(name: str):
 
 def no_model(work):
     shutil.rmtree(work / "final" / "model")
+
+
+def narrower_since(world: World) -> dict:
+    """The same files, as the config says, embedded anew by something else after training."""
+    shutil.copytree(world.trained.workdir, world.work)
+    fields = world.copied()
+    for path in sorted(world.data.glob("*.h5ad")):
+        _edit(path, narrower)
+    config = json.loads((world.work / "config.json").read_text())
+    config["data"]["dir"] = fields["data__dir"]
+    (world.work / "config.json").write_text(json.dumps(config))
+    return fields
 
 
 def bad_config(world: World) -> dict:
@@ -646,6 +659,18 @@ CASES = [
         ["model.json", "JSON"],
     ),
     (
+        "model.json of another kind",
+        "predict",
+        lambda w: w.retrained(lambda work: (work / "final/model/model.json").write_text("{}")),
+        ["model.json", "train again"],
+    ),
+    (
+        "features embedded anew since training",
+        "eval",
+        narrower_since,
+        ["width 12 as in training, found 5"],
+    ),
+    (
         "truncated fitted.npz",
         "predict",
         lambda w: w.retrained(cut("fitted.npz")),
@@ -744,7 +769,6 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("argv", "words"), [case[1:] for case in COMMANDS], ids=[case[0] for case in COMMANDS]
 )

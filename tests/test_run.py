@@ -17,6 +17,7 @@ from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.eval import evaluate
 from stfm_jax.ops import metrics
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 METHODS = {
     "mean",
     "ridge",

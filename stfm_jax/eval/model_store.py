@@ -61,7 +61,7 @@ def exists(directory: Path) -> bool:
 
 def epochs(directory: Path) -> int:
     """Epochs it was trained for."""
-    return int(read_json(directory / "model.json")["epochs"])
+    return int(_meta(directory)["epochs"])
 
 
 def save(directory: Path, model: Model, epochs: int) -> None:
@@ -95,7 +95,7 @@ def load(directory: Path, config: Any) -> Model:
     """
     if not exists(directory):
         raise InputError(f"{directory}: holds no trained model; run --mode=train first.")
-    meta = read_json(directory / "model.json")
+    meta = _meta(directory)
     fitted = _fitted(load_arrays(directory / "fitted.npz"), directory)
     task = build(config, len(meta["targets"]))
     template = jax.eval_shape(lambda: task.init(jax.random.key(0), _example(task, fitted)))
@@ -111,6 +111,17 @@ def load(directory: Path, config: Any) -> Model:
         residuals=load_arrays(directory / "residuals.npz")["residuals"],
         encoder=meta["encoder"],
     )
+
+
+def _meta(directory: Path) -> dict[str, Any]:
+    meta = read_json(directory / "model.json")
+    needed = {"genes", "targets", "encoder", "epochs"}
+    if not isinstance(meta, dict) or not needed <= meta.keys():
+        raise InputError(
+            f"{directory / 'model.json'}: expected {', '.join(sorted(needed))} as this version "
+            "writes them; train again into another --workdir."
+        )
+    return meta
 
 
 def _fitted(tree: dict, directory: Path) -> Fitted:
