@@ -238,7 +238,7 @@ def sample(
 
 
 def copy_weights_to_jax(model: STFlow) -> dict:
-    """Flax parameters `{"params": ...}` of NumPy arrays with the weights of a torch model."""
+    """Parameters of STFlowNet, as NumPy arrays, with the weights of a torch model."""
     params: dict = {}
     for tensor, path in _correspondence(model):
         *folders, leaf = path
@@ -247,19 +247,19 @@ def copy_weights_to_jax(model: STFlow) -> dict:
             node = node.setdefault(folder, {})
         array = tensor.detach().cpu().numpy()
         node[leaf] = np.array(array.T if array.ndim == 2 else array)
-    return {"params": params}
+    return params
 
 
 @torch.no_grad()
 def copy_weights_from_jax(params: dict, model: STFlow) -> None:
-    """Overwrites the weights of a torch model with Flax parameters `{"params": ...}`.
+    """Overwrites the weights of a torch model with parameters of STFlowNet.
 
     Raises:
       ValueError: a parameter is missing, left over or of another shape.
     """
     used = 0
     for tensor, path in _correspondence(model):
-        node = params["params"]
+        node = params
         for name in path:
             if name not in node:
                 raise ValueError(f"the Flax parameters lack {'/'.join(path)}.")
@@ -271,7 +271,7 @@ def copy_weights_from_jax(params: dict, model: STFlow) -> None:
             )
         tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)))
         used += 1
-    found = _count_leaves(params["params"])
+    found = _count_leaves(params)
     if found != used:
         raise ValueError(f"the torch model has {used} parameters, the Flax ones are {found}.")
 
@@ -282,11 +282,18 @@ def _correspondence(model: STFlow) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
     yield from _linear(model.embed_time.w1, "embed_time", "w1")
     yield from _linear(model.embed_time.w2, "embed_time", "w2")
     for i, block in enumerate(model.blocks):
-        here = f"blocks_{i}"
+        here = f"block_{i}"
         yield from _norm(block.norm, here, "norm")
         yield from _linear(block.qkv, here, "qkv")
-        yield from _split_swiglu(block.frame, f"edge_features_{i}")
-        yield from _split_swiglu(block.logit, here, "logits")
+        yield block.frame.w1.weight, (f"frames_{i}", "w1_kernel")
+        yield block.frame.w1.bias, (f"frames_{i}", "w1_bias")
+        yield from _norm(block.frame.norm, f"frames_{i}", "norm")
+        yield from _linear(block.frame.w2, f"frames_{i}", "w2")
+        yield block.logit.w1.weight, (here, "logits", "w1_kernel")
+        yield block.logit.w1.bias, (here, "logits", "w1_bias")
+        yield from _norm(block.logit.norm, here, "logits", "project")
+        yield block.logit.w2.weight, (here, "logits", "project", "kernel")
+        yield block.logit.w2.bias, (here, "logits", "project", "shift")
         yield from _swiglu(block.mix, here, "mix")
         yield from _swiglu(block.feed_forward, here, "feed_forward")
         yield from _linear(block.head[0], here, "head", "w1")
@@ -306,14 +313,6 @@ def _norm(layer: nn.LayerNorm, *path: str):
 
 def _swiglu(layer: SwiGLU, *path: str):
     yield from _linear(layer.w1, *path, "w1")
-    yield from _norm(layer.norm, *path, "norm")
-    yield from _linear(layer.w2, *path, "w2")
-
-
-def _split_swiglu(layer: SwiGLU, *path: str):
-    """Where the Flax module holds W1 itself, because it applies it in parts."""
-    yield layer.w1.weight, (*path, "w1_kernel")
-    yield layer.w1.bias, (*path, "w1_bias")
     yield from _norm(layer.norm, *path, "norm")
     yield from _linear(layer.w2, *path, "w2")
 

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
 
     encoder = config.encoder = ConfigDict()
     encoder.name = "stain_texture"  # built in; "precomputed": in the slide files; or HEST's name
-    encoder.patch_um = 400.0  # of the built-in encoder
+    encoder.patch_um = 400.0  # of the built-in encoder; on her2st C2-C4 better than 240, 300, 500
     encoder.dir = ""  # where embeddings lie (HEST layout) or are kept; <workdir>/embeddings
 
     model = config.model = ConfigDict()
@@ -52,6 +52,9 @@ def get_config() -> ConfigDict:
     model.image_width = 256
     model.image_dropout = 0.6
     model.image_noise = 0.8
+    model.precision = "float32"  # or bfloat16: operands of the network's matrix products
+    model.tile = 0  # spots of a tile of attention; 0: 256 on CPUs, 16,384 on accelerators
+    model.attention = "tiled"  # segments: the definition, one edge list, for comparison
     model.targets = 0  # most variable genes trained on; 0: the scored ones only
 
     config.prior = "zinb_fit"  # zinb_scalar | gaussian | zero

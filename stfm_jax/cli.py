@@ -34,21 +34,20 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     for section in (config.data, config.encoder):
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))
-    with claimed_workdir(config, Path(workdir), create=mode in ("train", "embed")):
-        _run(config, Path(workdir), mode)
-
-
-def _run(config: ConfigDict, workdir: Path, mode: str) -> None:
+    workdir = Path(workdir)
+    check_workdir(config, workdir, new=mode in ("train", "embed"))
     if mode == "predict":
         _predict(config, workdir)
         return
     opened = experiment.open_experiment(config, workdir)
-    if mode == "train":
-        experiment.train_folds(opened)
-    elif mode == "eval":
-        experiment.evaluate_folds(opened)
-    else:
-        _LOG.info("embeddings of %d slides are in place", len(opened.dataset.slides))
+    with claimed_workdir(opened):
+        opened = experiment.embed_slides(opened)
+        if mode == "train":
+            experiment.train_folds(opened)
+        elif mode == "eval":
+            experiment.evaluate_folds(opened)
+        else:
+            _LOG.info("embeddings of %d slides are in place", len(opened.slides))
 
 
 def _predict(config: ConfigDict, workdir: Path) -> None:
@@ -59,26 +58,38 @@ def _predict(config: ConfigDict, workdir: Path) -> None:
     predict.write(predict.predict(model, slide, config, directory), slide, config)
 
 
-@contextlib.contextmanager
-def claimed_workdir(config: ConfigDict, workdir: Path, create: bool) -> Iterator[None]:
-    """Writes the resolved config into a new workdir, or checks that it is the one there.
-
-    Bad input before anything else was written leaves no config behind, so that a corrected command
-    is not refused as another experiment.
+def check_workdir(config: ConfigDict, workdir: Path, new: bool) -> None:
+    """Refuses a workdir before anything is read.
 
     Raises:
-      InputError: the workdir belongs to another config, or holds none and is needed.
+      InputError: it belongs to another config, or is not `new` and holds none.
     """
     path = workdir / "config.json"
-    mine = json.loads(config.to_json_best_effort())
     if path.exists():
-        _check_same(mine, read_json(path), workdir)
+        _check_same(_plain(config), read_json(path), workdir)
+    elif not new:
+        raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
+
+
+@contextlib.contextmanager
+def claimed_workdir(opened: experiment.Experiment) -> Iterator[None]:
+    """Writes the resolved config into a workdir that has none, which belongs to it from then on.
+
+    After every check that needs no embedding, and undone where bad input ends the run before
+    anything else is written: a corrected command must not be refused as another experiment. Before
+    the embedding, whose files are known by the slides' names: another config must not take them
+    for its own.
+
+    Raises:
+      InputError: as `experiment.check_folds`.
+    """
+    workdir, path = opened.workdir, opened.workdir / "config.json"
+    if path.exists():
         yield
         return
-    if not create:
-        raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
+    experiment.check_folds(opened)
     existed = workdir.exists()
-    write_json(path, mine)
+    write_json(path, _plain(opened.config))
     try:
         yield
     except (InputError, OSError):
@@ -87,6 +98,10 @@ def claimed_workdir(config: ConfigDict, workdir: Path, create: bool) -> Iterator
             if not existed:
                 workdir.rmdir()
         raise
+
+
+def _plain(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
 
 
 def _check_same(mine: dict, theirs: dict, workdir: Path) -> None:
@@ -128,12 +143,11 @@ def guarded(main: Callable[[], None]) -> int:
             main()
         return 0
     except Interrupted as stop:
-        message, code = str(stop), EXIT_CODE
+        print(stop, file=sys.stderr)
+        return EXIT_CODE
     except (InputError, OSError) as error:
-        message, code = f"error: {_message(error)}", 2
-    # Not before the exception is gone, and with it progress bars that its frames hold.
-    print(message, file=sys.stderr)
-    return code
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
 
 
 @contextlib.contextmanager

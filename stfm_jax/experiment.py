@@ -3,7 +3,7 @@
     W/config.json                 the resolved config
     W/embeddings/                 features of the built-in encoder
     W/fold_<i>/select, refit      training stages (checkpoints, history.csv, done.json)
-    W/fold_<i>/model, final/model what prediction needs (eval.model)
+    W/fold_<i>/model, final/model what prediction needs (eval.model_store)
     W/fold_<i>/fold.json, predictions.npz   scores and predictions of the fold's test slides
     W/metrics.json, per_gene.csv, history.csv, *.png   the report over the folds done so far
 
@@ -23,11 +23,11 @@ import jax
 import numpy as np
 
 from stfm_jax.data import datasets
-from stfm_jax.data.batching import collate
-from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.batching import collate, in_order
+from stfm_jax.data.expression import most_variable_genes, require_genes
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
-from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded
+from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded, require_images
 from stfm_jax.errors import InputError
 from stfm_jax.eval import evaluate, model_store, report_files
 from stfm_jax.models import build
@@ -50,14 +50,21 @@ class Experiment:
     workdir: Path
     dataset: datasets.Dataset
 
+    @property
+    def slides(self) -> list[Slide]:
+        return list(self.dataset.slides.values())
+
     def fold_dir(self, fold: int) -> Path:
         return self.workdir / f"fold_{fold}"
 
 
 def open_experiment(config: Any, workdir: str | Path) -> Experiment:
-    """Reads the data set and embeds its slides where the files hold no features."""
+    """Reads the data set and checks what can be checked without embedding it; writes nothing.
+
+    Raises:
+      InputError, FileNotFoundError: the config, the files, or what they hold.
+    """
     build.check(config)
-    workdir = Path(workdir)
     encoder = builtin_encoder(config)
     precomputed = config.encoder.name if encoder is None and config.encoder.dir else None
     dataset = datasets.load(config.data, config.encoder.dir or None, precomputed)
@@ -65,13 +72,42 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
         raise InputError(
             f"config.fold must be from 0 to {len(dataset.folds) - 1}, found {config.fold}."
         )
-    if encoder is not None:
-        cache = config.encoder.dir or workdir / "embeddings"
-        slides = embedded(dataset.slides.values(), encoder, cache)
-        dataset = dataclasses.replace(dataset, slides={s.name: s for s in slides})
-    _check_features(dataset.slides.values(), config.model.neighbors)
-    encoder_of(list(dataset.slides.values()))
-    return Experiment(config, workdir, dataset)
+    experiment = Experiment(config, Path(workdir), dataset)
+    _check_sizes(experiment.slides, config.model.neighbors)
+    if encoder is None:
+        _check_features(experiment.slides)
+    else:
+        require_images(experiment.slides, encoder, _cache(experiment))
+    return experiment
+
+
+def check_folds(experiment: Experiment) -> None:
+    """Raises InputError where a fold's genes cannot be chosen, or its test slides lack them.
+
+    Every fold is looked at, and the model of all slides: they share the workdir and its config.
+    """
+    for fold in experiment.dataset.folds:
+        _, targets = _choose_genes(experiment, experiment.dataset[fold.train])
+        for slide in experiment.dataset[fold.test]:
+            require_genes(slide, targets)
+    _choose_genes(experiment, experiment.slides)
+
+
+def embed_slides(experiment: Experiment) -> Experiment:
+    """The experiment with features of the built-in encoder, where the config names it."""
+    encoder = builtin_encoder(experiment.config)
+    if encoder is None:
+        return experiment
+    slides = embedded(experiment.slides, encoder, _cache(experiment))
+    _check_sizes(slides, experiment.config.model.neighbors)  # a cache may lack some spots
+    _check_features(slides)
+    dataset = dataclasses.replace(experiment.dataset, slides={s.name: s for s in slides})
+    return dataclasses.replace(experiment, dataset=dataset)
+
+
+def _cache(experiment: Experiment) -> Path:
+    """Where features of the built-in encoder are kept."""
+    return Path(experiment.config.encoder.dir or experiment.workdir / "embeddings")
 
 
 def builtin_encoder(config: Any) -> Encoder | None:
@@ -115,53 +151,76 @@ def _run_fold(experiment: Experiment, fold: int) -> None:
         return
     if not model_store.exists(directory / "model"):
         slides = experiment.dataset[experiment.dataset.folds[fold].train]
-        genes = datasets.choose_genes(experiment.dataset, slides, experiment.config.data)
-        _train_model(experiment, directory, slides, genes, f"fold {fold}")
+        _train_model(experiment, directory, f"fold {fold}", slides)
     _score_fold(experiment, fold)
 
 
 def _train_model(
-    experiment: Experiment, directory: Path, slides: list[Slide], genes: list[str], name: str
+    experiment: Experiment,
+    directory: Path,
+    name: str,
+    slides: list[Slide],
+    epochs: int | None = None,
 ) -> None:
-    """Selection on a validation slide, refit on all of `slides`, model saved."""
+    """Trains on `slides` and saves the model.
+
+    Args:
+      experiment: its config.
+      directory: of the stages and the model.
+      name: of the model in the history.
+      slides: all that the model may see.
+      epochs: of a fit to all slides; None as config.train says, which may hold one out to choose.
+    """
     config = experiment.config
-    targets = _targets(slides, genes, config.model.targets)
+    genes, targets = _choose_genes(experiment, slides)
     task = build.build(config, len(targets))
-    selected = None
-    epochs = config.train.epochs
-    if config.train.select:
-        selected = _select(experiment, directory / "select", task, slides, targets, name)
-        epochs = selected.best_epoch
-        _LOG.info("%s: epoch %d is best (validation %.3f)", name, epochs, selected.best_score)
-    if config.train.refit or selected is None:
+    select = epochs is None and config.train.select
+    if select:
+        training, trained = _select(experiment, directory / "select", task, slides, targets, name)
+        epochs = trained.best_epoch
+        _LOG.info("%s: epoch %d is best (validation %.3f)", name, epochs, trained.best_score)
+    elif epochs is None:
+        epochs = config.train.epochs
+    if config.train.refit or not select:
+        stage = f"{name} refit"
         training = task.fit(slides, targets)
-        trained = _train_stage(
-            experiment, directory / "refit", f"{name} refit", task, training, epochs, None
-        )
-    else:
-        training = task.fit(_split_validation(slides, config.seed)[0], targets)
-        trained = selected
-    _save_model(directory, task, training, trained, slides, genes, targets, epochs)
+        trained = _train_stage(experiment, directory / "refit", stage, task, training, epochs)
+    model = model_store.Model(
+        task=task,
+        fitted=training.fitted,
+        params=trained.params,
+        genes=tuple(genes),
+        targets=tuple(targets),
+        residuals=training.residuals,
+        encoder=encoder_of(slides),
+    )
+    model_store.save(directory / "model", model, epochs)
 
 
-def _select(experiment, directory, task: STFlow, slides, targets, name) -> Trained:
+def _select(
+    experiment, directory, task: STFlow, slides, targets, name
+) -> tuple[TrainingSet, Trained]:
+    """Training with one slide held out to say which epoch is best."""
     train_part, validation = _split_validation(slides, experiment.config.seed)
     training = task.fit(train_part, targets)
     prepared = task.prepare(validation, training.fitted, targets)
-    batch = jax.device_put(collate([prepared], task.neighbors))
+    batch = jax.device_put(collate([prepared], task.neighbors, task.tile))
     flow = jax.device_put(training.fitted.flow)
     key = jax.random.key(experiment.config.seed)
 
     def score(params) -> float:
         mean = task.posterior_mean(params, flow, batch, key, 1)
-        values = metrics.pearson(np.asarray(mean)[: len(prepared.expr)], prepared.expr)
+        values = metrics.pearson(in_order(batch, mean), prepared.expr)
         return metrics.mean_over_genes(values)[0]
 
     epochs = experiment.config.train.epochs
-    return _train_stage(experiment, directory, f"{name} select", task, training, epochs, score)
+    stage = f"{name} select"
+    return training, _train_stage(experiment, directory, stage, task, training, epochs, score)
 
 
-def _train_stage(experiment, directory, stage, task, training: TrainingSet, epochs, score):
+def _train_stage(
+    experiment, directory, stage, task, training: TrainingSet, epochs, score=None
+) -> Trained:
     config = experiment.config.train
     optimizer = Optimizer(
         learning_rate=config.learning_rate,
@@ -190,19 +249,6 @@ def _train_stage(experiment, directory, stage, task, training: TrainingSet, epoc
     )
 
 
-def _save_model(directory, task, training, trained, slides, genes, targets, epochs) -> None:
-    model = model_store.Model(
-        task=task,
-        fitted=training.fitted,
-        params=trained.params,
-        genes=tuple(genes),
-        targets=tuple(targets),
-        residuals=training.residuals,
-        encoder=encoder_of(slides),
-    )
-    model_store.save(directory / "model", model, epochs)
-
-
 def _train_final(experiment: Experiment) -> None:
     """The model for prediction: all slides, for the median of the folds' epochs."""
     directory = experiment.workdir / "final"
@@ -213,15 +259,7 @@ def _train_final(experiment: Experiment) -> None:
             return
         _LOG.info("all slides: more folds changed the number of epochs; refitting")
         shutil.rmtree(directory)
-    slides = list(experiment.dataset.slides.values())
-    genes = datasets.choose_genes(experiment.dataset, slides, experiment.config.data)
-    targets = _targets(slides, genes, experiment.config.model.targets)
-    task = build.build(experiment.config, len(targets))
-    training = task.fit(slides, targets)
-    trained = _train_stage(
-        experiment, directory / "refit", "all slides refit", task, training, epochs, None
-    )
-    _save_model(directory, task, training, trained, slides, genes, targets, epochs)
+    _train_model(experiment, directory, "all slides", experiment.slides, epochs)
 
 
 def _write_unseen(experiment: Experiment) -> None:
@@ -230,7 +268,7 @@ def _write_unseen(experiment: Experiment) -> None:
     slides = datasets.unseen(config.data)
     encoder = builtin_encoder(config)
     if encoder is not None:
-        slides = embedded(slides, encoder, experiment.workdir / "embeddings")
+        slides = embedded(slides, encoder, _cache(experiment))
     for i, slide in enumerate(slides):
         h5ad.write(slide, experiment.workdir / ("slide.h5ad" if i == 0 else f"slide_{i}.h5ad"))
 
@@ -254,6 +292,8 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
     names = experiment.dataset.folds[fold]
     train_slides, test_slides = experiment.dataset[names.train], experiment.dataset[names.test]
     model = model_store.load(directory / "model", config)
+    for slide in (*train_slides, *test_slides):
+        model_store.check_features(model, slide)
     genes, g = list(model.genes), len(model.genes)
     prepared = [model.task.prepare(slide, model.fitted, model.targets) for slide in test_slides]
     test = evaluate.TestSet(
@@ -268,7 +308,8 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
         config.model.context,
     )
     points["anchor"] = [np.maximum(p.anchor, 0.0)[:, :g] for p in prepared]
-    predicted = [model.predict(p, config.seed, config.sample.draws) for p in prepared]
+    sample = config.sample
+    predicted = [model.predict(p, config.seed, sample.draws, sample.mean_draws) for p in prepared]
     points["stflow"] = [mean[:, :g] for mean, _ in predicted]
     rng = np.random.default_rng(config.seed)
     draws = {
@@ -318,13 +359,15 @@ def anchor_residual(
     return np.maximum(anchor + residuals[picked], 0.0)
 
 
-def _targets(slides: Sequence[Slide], genes: Sequence[str], num_targets: int) -> list[str]:
-    """Genes trained on: the scored ones first, then the next most variable."""
-    if num_targets <= len(genes):
-        return list(genes)
+def _choose_genes(experiment: Experiment, slides: Sequence[Slide]) -> tuple[list[str], list[str]]:
+    """Genes to score, chosen on these slides, and those to train on: the next most variable too."""
+    config = experiment.config
+    genes = datasets.choose_genes(experiment.dataset, slides, config.data)
+    if config.model.targets <= len(genes):
+        return genes, genes
     scored = set(genes)
-    wanted = min(num_targets, len(set.intersection(*(set(s.genes) for s in slides))))
-    return [*genes, *(g for g in most_variable_genes(slides, wanted) if g not in scored)]
+    wanted = min(config.model.targets, len(set.intersection(*(set(s.genes) for s in slides))))
+    return genes, [*genes, *(g for g in most_variable_genes(slides, wanted) if g not in scored)]
 
 
 def _split_validation(slides: list[Slide], seed: int) -> tuple[list[Slide], Slide]:
@@ -337,7 +380,17 @@ def _split_validation(slides: list[Slide], seed: int) -> tuple[list[Slide], Slid
     return [slide.subset(~block)], slide.subset(block)
 
 
-def _check_features(slides, neighbors: int) -> None:
+def _check_sizes(slides: Sequence[Slide], neighbors: int) -> None:
+    for slide in slides:
+        if slide.num_spots <= 4 * neighbors:
+            raise InputError(
+                f"{slide.where}: has {slide.num_spots} spots, too few for regions of "
+                f"{4 * neighbors} with {neighbors} neighbours each; leave the slide out or lower "
+                "--config.model.neighbors."
+            )
+
+
+def _check_features(slides: Sequence[Slide]) -> None:
     widths = {}
     for slide in slides:
         if slide.features is None:
@@ -346,12 +399,7 @@ def _check_features(slides, neighbors: int) -> None:
                 "or give the folder of precomputed embeddings by --config.encoder.dir."
             )
         widths.setdefault(slide.features.shape[1], slide)
-        if slide.num_spots <= 4 * neighbors:
-            raise InputError(
-                f"{slide.where}: has {slide.num_spots} spots, too few for regions of "
-                f"{4 * neighbors} with {neighbors} neighbours each; leave the slide out or lower "
-                "--config.model.neighbors."
-            )
     if len(widths) > 1:
         found = ", ".join(f"{width} in {s.name}" for width, s in widths.items())
         raise InputError(f"features must be equally wide in all slides, found {found}.")
+    encoder_of(slides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from unittest import mock
 
 import anndata
 import h5py
@@ -15,6 +16,7 @@ import tiny
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.eval import evaluate
+from stfm_jax.eval.model_store import Model
 from stfm_jax.ops import metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -145,6 +147,28 @@ def test_eval_scores_the_saved_models_again(trained, tmp_path):
     assert tiny.run(trained.config(), copy, "eval") == 0
     again = json.loads((copy / "metrics.json").read_text())
     assert again["methods"] == trained.metrics["methods"]
+
+
+def test_draws_for_the_mean_are_those_of_the_config(trained, tmp_path):
+    copy = shutil.copytree(trained.workdir, tmp_path / "work")
+    written = json.loads((copy / "config.json").read_text())
+    written["sample"]["mean_draws"] = 3
+    (copy / "config.json").write_text(json.dumps(written))
+    with mock.patch.object(Model, "predict", autospec=True, side_effect=Model.predict) as predict:
+        assert tiny.run(trained.config(sample__mean_draws=3, fold=1), copy, "eval") == 0
+    assert [call.args[2:] for call in predict.call_args_list] == [(0, 11, 3)]
+
+
+def test_without_a_refit_the_selected_parameters_are_the_model(trained, tmp_path):
+    """But for the model of all slides, which has no slide left to select by."""
+    assert tiny.run(trained.config(fold=0, train__refit=False), tmp_path) == 0
+    assert not (tmp_path / "fold_0" / "refit").exists()
+    chosen = json.loads((tmp_path / "fold_0" / "select" / "done.json").read_text())["best_epoch"]
+    for name in ("fold_0", "final"):
+        model = json.loads((tmp_path / name / "model" / "model.json").read_text())
+        assert model["epochs"] == chosen
+    stages = {row["stage"] for row in rows(tmp_path / "history.csv")}
+    assert stages == {"fold 0 select", "all slides refit"}
 
 
 @pytest.fixture(scope="module")

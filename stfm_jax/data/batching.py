@@ -14,8 +14,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from stfm_jax.ops.frames import edge_geometry
-from stfm_jax.ops.neighbors import knn_graph, median_spacing
+from stfm_jax.ops.frames import EdgeGeometry, edge_geometry
+from stfm_jax.ops.neighbors import Graph, knn_graph, median_spacing
+from stfm_jax.ops.tiles import Tiles, hilbert_order, tile
+
+TILE = 256  # spots; its edges stay in a CPU's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +34,18 @@ class PreparedSlide:
 
 
 class Batch(NamedTuple):
-    """Padded union of slides; N spots, E edges; a pytree of arrays."""
+    """Padded union of slides, N spots in tiles; a pytree of arrays.
+
+    Rows follow the space-filling curve where there are several tiles; `place` says whose they are.
+    """
 
     features: jax.Array  # [N, f]
     anchor: jax.Array  # [N, g]
     expr: jax.Array  # [N, g], zeros when unknown
     slide: jax.Array  # [N] int32, which slide of the batch
-    place: jax.Array  # [N] int32
+    place: jax.Array  # [N] int32, row in the slide's input
     spot_mask: jax.Array  # [N] bool
-    senders: jax.Array  # [E] int32
-    receivers: jax.Array  # [E] int32, ascending
-    edge_mask: jax.Array  # [E] bool
-    pca: jax.Array  # [E, 2] float32, see ops.frames.EdgeGeometry
-    edge: jax.Array  # [E, 2]
-    distance: jax.Array  # [E]
-    blend: jax.Array  # [E]
+    tiles: Tiles  # neighbours and their geometry
 
 
 def spacing_units(coords_um: np.ndarray) -> np.ndarray:
@@ -65,14 +65,16 @@ def region(slide: PreparedSlide, rng: np.random.Generator, at_least: int) -> Pre
     size = max(int(n * rng.uniform()), min(at_least, n))
     centre = slide.coords[rng.integers(n)]
     distance = ((slide.coords - centre) ** 2).sum(axis=1)
-    index = np.sort(np.argsort(distance, kind="stable")[:size])
-    return dataclasses.replace(
-        slide,
-        **{
-            f: None if getattr(slide, f) is None else getattr(slide, f)[index]
-            for f in ("coords", "features", "anchor", "expr", "place")
-        },
-    )
+    return take(slide, np.sort(np.argsort(distance, kind="stable")[:size]))
+
+
+def take(slide: PreparedSlide, index: np.ndarray) -> PreparedSlide:
+    """Some of a slide's spots, in the order of `index`."""
+    rows = {
+        field: None if getattr(slide, field) is None else getattr(slide, field)[index]
+        for field in ("coords", "features", "anchor", "expr", "place")
+    }
+    return dataclasses.replace(slide, **rows)
 
 
 def bucket_size(n: int) -> int:
@@ -85,32 +87,23 @@ def bucket_size(n: int) -> int:
     return size
 
 
-def collate(slides: Sequence[PreparedSlide], k: int) -> Batch:
-    """Pads the disjoint union of slides to a bucket.
+def collate(slides: Sequence[PreparedSlide], k: int, tile_size: int = TILE) -> Batch:
+    """Pads the disjoint union of slides to a bucket and cuts it into tiles.
 
     Args:
       slides: whole slides or regions; each gets its own graph.
       k: neighbours per spot (ties add to them).
+      tile_size: spots of a tile; a smaller union is one tile.
     """
-    graphs = [knn_graph(s.coords, k) for s in slides]
-    geometry = [edge_geometry(s.coords, g) for s, g in zip(slides, graphs, strict=True)]
+    n = bucket_size(sum(len(s.coords) for s in slides))
+    if n > tile_size:
+        n = -(-n // tile_size) * tile_size
+        slides = [take(s, hilbert_order(s.coords)) for s in slides]
     sizes = [len(s.coords) for s in slides]
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    n = bucket_size(sum(sizes))
-    # Room for ties: k + 2 neighbours on average, growing in steps of k where a lattice has more.
-    degree = k + 2
-    while n * degree < sum(len(g.senders) for g in graphs):
-        degree += k
-    e = n * degree
+    graph, geometry = _union([_neighborhood(s, k) for s in slides], sizes)
 
-    def spots(arrays, fill=0.0, dtype=np.float32):
-        return _pad(np.concatenate(arrays), n, fill, dtype)
-
-    def edges(arrays, fill=0.0, dtype=np.float32):
-        return _pad(np.concatenate(arrays), e, fill, dtype)
-
-    def shifted(field):
-        return [getattr(g, field) + o for g, o in zip(graphs, offsets, strict=True)]
+    def spots(arrays, dtype=np.float32):
+        return _pad(np.concatenate(arrays), n, dtype)
 
     return Batch(
         features=spots([s.features for s in slides]),
@@ -119,17 +112,35 @@ def collate(slides: Sequence[PreparedSlide], k: int) -> Batch:
         slide=spots([np.full(m, i) for i, m in enumerate(sizes)], dtype=np.int32),
         place=spots([s.place for s in slides], dtype=np.int32),
         spot_mask=spots([np.ones(sum(sizes))], dtype=bool),
-        senders=edges(shifted("senders"), fill=n - 1, dtype=np.int32),
-        receivers=edges(shifted("receivers"), fill=n - 1, dtype=np.int32),
-        edge_mask=edges([np.ones(sum(len(g.senders) for g in graphs))], dtype=bool),
-        pca=edges([g.pca for g in geometry]),
-        edge=edges([g.edge for g in geometry]),
-        distance=edges([g.distance for g in geometry]),
-        blend=edges([g.blend for g in geometry]),
+        tiles=tile(graph, geometry, n, min(n, tile_size)),
     )
 
 
-def _pad(values: np.ndarray, size: int, fill, dtype) -> np.ndarray:
-    out = np.full((size, *values.shape[1:]), fill, dtype=dtype)
+def in_order(batch: Batch, values: jax.Array) -> np.ndarray:
+    """Rows [..., N, g] of a batch of one slide, as [..., n, g] in the order of its input."""
+    mask = np.asarray(batch.spot_mask)
+    place = np.asarray(batch.place)[mask]
+    out = np.empty((*values.shape[:-2], len(place), values.shape[-1]), values.dtype)
+    out[..., place, :] = np.asarray(values)[..., mask, :]
+    return out
+
+
+def _neighborhood(slide: PreparedSlide, k: int) -> tuple[Graph, EdgeGeometry]:
+    graph = knn_graph(slide.coords, k)
+    return graph, edge_geometry(slide.coords, graph)
+
+
+def _union(parts: Sequence[tuple[Graph, EdgeGeometry]], sizes) -> tuple[Graph, EdgeGeometry]:
+    """Graphs side by side, their rows shifted."""
+    offsets = np.cumsum([0, *sizes[:-1]])
+    graphs = [Graph(*(a + o for a in g)) for (g, _), o in zip(parts, offsets, strict=True)]
+    return tuple(
+        type(each[0])(*(np.concatenate(field) for field in zip(*each, strict=True)))
+        for each in (graphs, [geometry for _, geometry in parts])
+    )
+
+
+def _pad(values: np.ndarray, size: int, dtype) -> np.ndarray:
+    out = np.zeros((size, *values.shape[1:]), dtype)
     out[: len(values)] = values
     return out

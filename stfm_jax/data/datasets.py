@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,10 @@ def load(data: Any, embeddings_dir: str | None = None, encoder: str | None = Non
 
 
 def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[str]:
-    """The panel's genes that the training slides have, or their most variable ones."""
+    """The panel's genes that every slide has, or the training slides' most variable ones."""
     if dataset.genes is None:
         return most_variable_genes(train, data.num_genes)
-    return find_genes(train, list(dataset.genes), data.missing_genes)
+    return find_genes(list(dataset.slides.values()), list(dataset.genes), data.missing_genes)
 
 
 def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
@@ -155,8 +155,7 @@ def _anndata(data) -> Dataset:
 
 
 def _simulated(data) -> Dataset:
-    params = simulate.TissueParams(**data.tissue)
-    volumes = simulate.cohort(params, list(data.seeds), keep_mean=False)
+    volumes = simulate.cohort(_tissue(data.tissue), list(data.seeds), keep_mean=False)
     slides = {slide.name: slide for volume in volumes for slide in volume.slides}
     if data.unseen:
         slides = dict(list(slides.items())[: -data.unseen])
@@ -166,8 +165,19 @@ def _simulated(data) -> Dataset:
 
 def unseen(data: Any) -> list[Slide]:
     """The last `data.unseen` simulated sections, which `load` leaves out: slides to predict."""
-    volumes = simulate.cohort(simulate.TissueParams(**data.tissue), list(data.seeds), False)
+    volumes = simulate.cohort(_tissue(data.tissue), list(data.seeds), keep_mean=False)
     return [slide for volume in volumes for slide in volume.slides][-data.unseen :]
+
+
+def _tissue(fields: Mapping[str, Any]) -> simulate.TissueParams:
+    known = [field.name for field in dataclasses.fields(simulate.TissueParams)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise InputError(
+            f"config.data.tissue has no field {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(known)}."
+        )
+    return simulate.TissueParams(**fields)
 
 
 def _folder(path: str | None, how_to_get: str) -> Path:

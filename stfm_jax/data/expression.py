@@ -20,20 +20,26 @@ def gene_counts(slide: Slide, genes: Sequence[str]) -> np.ndarray:
     """Raw counts [n, g] float32 of the chosen genes, in their order.
 
     Raises:
-      InputError: the slide has no counts, or lacks some of the genes.
+      InputError: as `require_genes`.
     """
+    require_genes(slide, genes)
+    position = {gene: i for i, gene in enumerate(slide.genes)}
+    columns = [position[gene] for gene in genes]
+    return np.asarray(slide.counts[:, columns].todense(), dtype=np.float32)
+
+
+def require_genes(slide: Slide, genes: Sequence[str]) -> None:
+    """Raises InputError for a slide that has no counts, or lacks some of the genes."""
     if slide.counts is None:
         raise InputError(f"{slide.where}: has no counts; training and scoring need them.")
-    position = {gene: i for i, gene in enumerate(slide.genes)}
-    missing = [gene for gene in genes if gene not in position]
+    there = set(slide.genes)
+    missing = [gene for gene in genes if gene not in there]
     if missing:
         raise InputError(
             f"{slide.where}: {len(genes) - len(missing)} of {len(genes)} genes found; missing "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Choose genes that "
             "every slide has, or set --config.data.missing_genes=drop."
         )
-    columns = [position[gene] for gene in genes]
-    return np.asarray(slide.counts[:, columns].todense(), dtype=np.float32)
 
 
 def library_size(slide: Slide) -> np.ndarray:

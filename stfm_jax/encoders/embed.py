@@ -52,25 +52,34 @@ def embed(slide: Slide, encoder: Encoder) -> np.ndarray:
     Raises:
       InputError: the slide has no image, or its patches are unreadable.
     """
+    _require_image(slide)
+    describe = BUILT_IN[encoder.kind]
+    blocks = [
+        np.arange(i, min(i + _BLOCK, slide.num_spots)) for i in range(0, slide.num_spots, _BLOCK)
+    ]
+    jobs = min(os.cpu_count() or 1, len(blocks))
+    with tqdm(blocks, desc=f"embed {slide.name}", unit="block", mininterval=1.0) as bar:
+        patches = (slide.patches.read(block, encoder.patch_um) for block in bar)
+        described = Parallel(n_jobs=jobs, pre_dispatch="2*n_jobs")(
+            delayed(describe)(patch, slide.patches.um_per_px) for patch in patches
+        )
+    release(slide.patches)
+    return np.concatenate(described).astype(np.float32)
+
+
+def require_images(slides: Iterable[Slide], encoder: Encoder, cache: str | Path) -> None:
+    """Raises InputError for a slide that `embedded` could give no features."""
+    for slide in slides:
+        if not cache_path(cache, encoder, slide).exists():
+            _require_image(slide)
+
+
+def _require_image(slide: Slide) -> None:
     if slide.patches is None:
         raise InputError(
             f"{slide.where}: has neither features nor an image to embed; give an embedding in "
             "obsm['features'] or an image."
         )
-    describe = BUILT_IN[encoder.kind]
-    blocks = [
-        np.arange(i, min(i + _BLOCK, slide.num_spots)) for i in range(0, slide.num_spots, _BLOCK)
-    ]
-    patches = (
-        slide.patches.read(block, encoder.patch_um)
-        for block in tqdm(blocks, desc=f"embed {slide.name}", unit="block", mininterval=1.0)
-    )
-    jobs = min(os.cpu_count() or 1, len(blocks))
-    described = Parallel(n_jobs=jobs, pre_dispatch="2*n_jobs")(
-        delayed(describe)(patch, slide.patches.um_per_px) for patch in patches
-    )
-    release(slide.patches)
-    return np.concatenate(described).astype(np.float32)
 
 
 def embedded(slides: Iterable[Slide], encoder: Encoder, cache: str | Path) -> list[Slide]:

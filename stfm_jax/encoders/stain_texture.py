@@ -23,7 +23,6 @@ from skimage.color import hed_from_rgb
 
 from stfm_jax.errors import InputError
 
-DEFAULT_SIZE_UM = 400.0  # side of the patch; on her2st C2-C4 better than 240, 300 and 500
 MIN_SIZE_UM = 64.0
 LEVELS = 5  # the working images have about 1, 2, 4, 8 and 16 micrometres per pixel
 WINDOWS_UM = (50.0, 90.0)  # standard deviations of the Gaussian windows around the spot

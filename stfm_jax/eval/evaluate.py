@@ -12,6 +12,7 @@ import numpy as np
 
 from stfm_jax.eval.report import per_gene_rows
 from stfm_jax.ops import metrics
+from stfm_jax.ops.bootstrap import spatial_blocks
 from stfm_jax.ops.neighbors import knn_graph
 
 NUM_SINGLE_DRAWS = 8  # draws scored one by one; their mean score is the row's
@@ -96,8 +97,8 @@ def gene_rows(
     return rows
 
 
-def blocks(test: TestSet) -> tuple[np.ndarray, np.ndarray]:
-    """Spatial block [n] and slide [n] of every test spot, for the paired bootstrap."""
-    labels = [metrics.spatial_blocks(c) for c in test.coords_um]
+def blocks(coords_um: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Spatial block [n] and slide [n] of every spot of some slides, for the paired bootstrap."""
+    labels = [spatial_blocks(coords) for coords in coords_um]
     slides = np.repeat(np.arange(len(labels)), [len(b) for b in labels])
     return np.concatenate(labels), slides

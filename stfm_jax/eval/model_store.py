@@ -13,10 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 import stfm_jax
-from stfm_jax.data.batching import PreparedSlide, collate
+from stfm_jax.data.batching import PreparedSlide, collate, in_order
+from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
+from stfm_jax.eval import whole_slide
 from stfm_jax.flow.gaussian import GaussianPath
 from stfm_jax.flow.priors import Prior
 from stfm_jax.models.build import build
@@ -42,16 +45,58 @@ class Model:
     encoder: str = ""  # "" where the training files did not say
 
     def predict(
-        self, prepared: PreparedSlide, seed: int, draws: int, mean_draws: int = 8
+        self, prepared: PreparedSlide, seed: int, draws: int, mean_draws: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean [n, targets] and joint draws [draws, n, targets] of a slide."""
-        batch = jax.device_put(collate([prepared], self.task.neighbors))
+        """Posterior mean [n, targets] and joint draws [draws, n, targets] of a slide.
+
+        Slides of over `whole_slide.ABOVE` spots are done chunk by chunk, with a progress bar.
+
+        Args:
+          prepared: the slide.
+          seed: of the noise.
+          draws: joint draws.
+          mean_draws: prior draws that the posterior mean is averaged over.
+        """
         key = jax.random.key(seed)
-        n = len(prepared.coords)
-        arguments = (self.params, jax.device_put(self.fitted.flow), batch, key)
-        mean = self.task.posterior_mean(*arguments, mean_draws)
-        sampled = self.task.sample(*arguments, draws)
-        return np.asarray(mean)[:n], np.asarray(sampled)[:, :n]
+        flow = jax.device_put(self.fitted.flow)
+        if len(prepared.coords) > whole_slide.ABOVE:
+            return self._predict_in_chunks(prepared, flow, key, draws, mean_draws)
+        batch = jax.device_put(collate([prepared], self.task.neighbors, self.task.tile))
+        mean = self.task.posterior_mean(self.params, flow, batch, key, mean_draws)
+        sampled = self.task.sample(self.params, flow, batch, key, draws)
+        return in_order(batch, mean), in_order(batch, sampled)
+
+    def _predict_in_chunks(self, prepared, flow, key, draws, mean_draws):
+        slide = whole_slide.encode(self.task, self.params, flow, prepared)
+        mean_evaluations = 0 if self.task.mean_is_closed else mean_draws
+        evaluations = mean_evaluations + draws * self.task.evaluations
+        per_evaluation = len(slide.place) * self.task.network.num_blocks
+        with tqdm(
+            desc=f"{prepared.name}: {evaluations} network evaluations",
+            total=evaluations * per_evaluation,
+            unit="spot-layer",
+            unit_scale=True,
+            dynamic_ncols=True,
+        ) as bar:
+            arguments = (self.task, self.params, flow, slide, key)
+            mean = whole_slide.posterior_mean(*arguments, mean_draws, bar.update)
+            sampled = np.stack(list(whole_slide.sample(*arguments, draws, bar.update)))
+        return mean, sampled
+
+
+def check_features(model: Model, slide: Slide) -> None:
+    """Raises InputError where a slide's features are not of the model's encoder or width."""
+    if slide.encoder and model.encoder and slide.encoder != model.encoder:
+        raise InputError(
+            f"{slide.where}: its features were made by {slide.encoder!r}, but the model was "
+            f"trained on {model.encoder!r}; embed the slide with that one."
+        )
+    width, expected = slide.features.shape[1], len(model.fitted.transform.mean)
+    if width != expected:
+        raise InputError(
+            f"{slide.where}: its features are {width} wide, but the model was trained on "
+            f"{expected} of {model.encoder or 'its encoder'}; embed the slide with that one."
+        )
 
 
 def exists(directory: Path) -> bool:
@@ -98,7 +143,7 @@ def load(directory: Path, config: Any) -> Model:
     meta = _meta(directory)
     fitted = _fitted(load_arrays(directory / "fitted.npz"), directory)
     task = build(config, len(meta["targets"]))
-    template = jax.eval_shape(lambda: task.init(jax.random.key(0), _example(task, fitted)))
+    template = jax.eval_shape(lambda: task.init(jax.random.key(0), task.input_width(fitted)))
     checkpoint = Checkpoint(directory / "params")
     params = checkpoint.restore(template)
     checkpoint.close()
@@ -141,18 +186,3 @@ def _fitted(tree: dict, directory: Path) -> Fitted:
         raise InputError(
             f"{directory / 'fitted.npz'}: was written by another version ({error}); train again."
         ) from error
-
-
-def _example(task: STFlow, fitted: Fitted):
-    """A batch of the right widths, for shapes only."""
-    n = 4 * task.neighbors
-    f = fitted.transform.components.shape[1] * (1 + len(task.context))
-    prepared = PreparedSlide(
-        name="",
-        coords=np.random.default_rng(0).normal(size=(n, 2)),
-        features=np.zeros((n, f if task.token_context else len(fitted.transform.mean)), np.float32),
-        anchor=np.zeros((n, len(fitted.flow.gene_mean)), np.float32),
-        expr=None,
-        place=np.arange(n, dtype=np.int32),
-    )
-    return collate([prepared], task.neighbors)

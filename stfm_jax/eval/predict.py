@@ -19,7 +19,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.embed import Encoder, embed
 from stfm_jax.errors import InputError
 from stfm_jax.eval import plots
-from stfm_jax.eval.model_store import Model
+from stfm_jax.eval.model_store import Model, check_features
 from stfm_jax.ops import metrics
 from stfm_jax.runtime.files import atomic_path
 
@@ -61,17 +61,7 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
             f"of {model.encoder or 'the encoder the model was trained on'}, or give the H&E image "
             "by --config.predict.image."
         )
-    if slide.encoder and model.encoder and slide.encoder != model.encoder:
-        raise InputError(
-            f"{slide.where}: its features were made by {slide.encoder!r}, but the model was "
-            f"trained on {model.encoder!r}; embed the slide with that one."
-        )
-    width, expected = slide.features.shape[1], len(model.fitted.transform.mean)
-    if width != expected:
-        raise InputError(
-            f"{slide.where}: its features are {width} wide, but the model was trained on "
-            f"{expected} of {model.encoder or 'its encoder'}; embed the slide with that one."
-        )
+    check_features(model, slide)
     if not slide.encoder:
         _LOG.warning(
             "%s: does not say which encoder made its features (uns['encoder']); taking them to be "

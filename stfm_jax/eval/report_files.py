@@ -13,6 +13,7 @@ import stfm_jax
 from stfm_jax.data.datasets import Dataset
 from stfm_jax.eval import evaluate, plots, report
 from stfm_jax.ops import metrics
+from stfm_jax.ops.bootstrap import paired_bootstrap
 from stfm_jax.runtime.files import load_arrays, read_csv, read_json, write_csv, write_json
 
 _LOG = logging.getLogger("stfm_jax")
@@ -73,19 +74,17 @@ def _comparisons(folds: Sequence[dict], predictions: Sequence[dict]) -> dict[str
     """Paired spatial-block bootstrap of STFlow's mean against each regression."""
     if not folds:
         return {}
+    blocks = [
+        evaluate.blocks(np.split(arrays["coords_um"], np.cumsum(fold["spots"])[:-1]))
+        for fold, arrays in zip(folds, predictions, strict=True)
+    ]
     rows = {}
     for name in COMPARED:
-        parts = []
-        for fold, arrays in zip(folds, predictions, strict=True):
-            bounds = np.cumsum(fold["spots"])[:-1]
-            test = evaluate.TestSet(
-                tuple(fold["test"]),
-                np.split(arrays["coords_um"], bounds),
-                np.split(arrays["expr"], bounds),
-            )
-            pred = arrays["points"]
-            parts.append((pred["stflow"], pred[name], arrays["expr"], *evaluate.blocks(test)))
-        rows[name] = metrics.paired_bootstrap(parts)._asdict()
+        parts = [
+            (arrays["points"]["stflow"], arrays["points"][name], arrays["expr"], *labels)
+            for arrays, labels in zip(predictions, blocks, strict=True)
+        ]
+        rows[name] = paired_bootstrap(parts)._asdict()
     return rows
 
 

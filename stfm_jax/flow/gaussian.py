@@ -122,6 +122,7 @@ def exponential_euler(
     x_0: jax.Array,
     anchor: jax.Array,
     times: jax.Array,
+    scan: Callable = jax.lax.scan,
 ) -> jax.Array:
     """Carries x_0 to x_1 with the Gaussian part exact and Euler steps of the angle for the rest.
 
@@ -135,6 +136,7 @@ def exponential_euler(
       x_0: [n, g] prior draw.
       anchor: [n, g].
       times: [S + 1] ascending from 0 to 1; S evaluations.
+      scan: runs the steps: `jax.lax.scan`, or a loop on the host (`solvers.host_scan`).
     """
 
     def step(z, interval):
@@ -143,7 +145,7 @@ def exponential_euler(
         return z + _along(path, network(z, t), turn), None
 
     z = whiten(path, x_0, anchor, 0.0)
-    z, _ = jax.lax.scan(step, z, (times[:-1], times[1:]))
+    z, _ = scan(step, z, (times[:-1], times[1:]))
     return unwhiten(path, z, anchor, 1.0)
 
 

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from stfm_jax.errors import InputError
-
 PRIORS = ("zinb_fit", "zinb_scalar", "gaussian", "zero")
 NUM_SCALES = 64
 MIN_TABLE = 4096  # counts tabled at least, so that folds share a shape, and a trace
@@ -110,9 +108,3 @@ def sample(prior: Prior, keys: jax.Array) -> jax.Array:
     std = jnp.sqrt(jnp.diagonal(prior.covariance))
     normal = prior.mean + std * jax.scipy.special.ndtri(jnp.clip(u, 1e-7, 1.0 - 1e-7))
     return jnp.where(prior.gaussian > 0, normal, from_counts)
-
-
-def check_name(name: str) -> None:
-    """Raises InputError for an unknown prior."""
-    if name not in PRIORS:
-        raise InputError(f"config.prior must be one of {', '.join(PRIORS)}, found {name!r}.")

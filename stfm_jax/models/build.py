@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
+from stfm_jax.data.batching import TILE
 from stfm_jax.errors import InputError
 from stfm_jax.flow.priors import PRIORS
 from stfm_jax.models.stflow import ANCHORS, STFlow
 from stfm_jax.nn.blocks import FRAMES
-from stfm_jax.nn.stflow_net import EXPRESSIONS, ImageTower, STFlowNet
+from stfm_jax.nn.mlp import PRECISIONS
+from stfm_jax.nn.stflow_net import ATTENTIONS, EXPRESSIONS, ImageTower, STFlowNet
+from stfm_jax.regression.features import STANDARDIZATIONS
 
 METHODS = ("stflow",)
 _CHOICES = {
@@ -17,7 +22,21 @@ _CHOICES = {
     "model.anchor": ANCHORS,
     "model.expression": EXPRESSIONS,
     "model.frames": FRAMES,
+    "model.attention": ATTENTIONS,
+    "model.precision": PRECISIONS,
     "train.loss_weight": ("velocity", "data"),
+    "data.standardize": STANDARDIZATIONS,
+    "data.missing_genes": ("error", "drop"),
+}
+_AT_LEAST = {
+    "data.num_genes": 1,
+    "model.neighbors": 1,
+    "train.epochs": 1,
+    "train.regions_per_slide": 1,
+    "train.slides_per_step": 1,
+    "sample.evaluations": 1,
+    "sample.mean_draws": 1,
+    "sample.draws": 2,  # the CRPS compares draws
 }
 
 
@@ -43,6 +62,8 @@ def build(config: Any, num_genes: int) -> STFlow:
         feature_noise=model.feature_noise,
         feature_dropout=model.feature_dropout,
         zero_init=token or model.anchor != "none",
+        attention=model.attention,
+        dtype=model.precision,
     )
     image = ImageTower(
         num_genes, model.image_width, dropout=model.image_dropout, noise=model.image_noise
@@ -59,17 +80,21 @@ def build(config: Any, num_genes: int) -> STFlow:
         anchor=model.anchor,
         prior=config.prior,
         neighbors=model.neighbors,
+        tile=model.tile or default_tile(),
         loss_weight=config.train.loss_weight,
         evaluations=config.sample.evaluations,
     )
 
 
+def default_tile() -> int:
+    """Spots of a tile: what a CPU's cache holds, or enough to fill an accelerator."""
+    return TILE if jax.default_backend() == "cpu" else 16_384
+
+
 def check(config: Any) -> None:
-    """Raises InputError for values outside their choices, before anything is read."""
+    """Raises InputError for values outside their choices or bounds, before anything is read."""
     for field, choices in _CHOICES.items():
-        value = config
-        for part in field.split("."):
-            value = value[part]
+        value = _value(config, field)
         if value not in choices:
             raise InputError(
                 f"config.{field} must be one of {', '.join(choices)}, found {value!r}."
@@ -79,7 +104,13 @@ def check(config: Any) -> None:
             f"config.model.width ({config.model.width}) must be a multiple of config.model.heads "
             f"({config.model.heads})."
         )
-    for field in ("train.epochs", "train.regions_per_slide", "train.slides_per_step"):
-        section, name = field.split(".")
-        if config[section][name] < 1:
-            raise InputError(f"config.{field} must be at least 1, found {config[section][name]}.")
+    for field, least in _AT_LEAST.items():
+        value = _value(config, field)
+        if value < least:
+            raise InputError(f"config.{field} must be at least {least}, found {value}.")
+
+
+def _value(config: Any, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config

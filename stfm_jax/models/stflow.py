@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.covariance import LedoitWolf
 
-from stfm_jax.data.batching import Batch, PreparedSlide, spacing_units
+from stfm_jax.data.batching import TILE, Batch, PreparedSlide, spacing_units
 from stfm_jax.data.expression import expression, gene_counts, library_size
 from stfm_jax.data.slide import Slide
 from stfm_jax.flow import gaussian, priors
 from stfm_jax.flow.path import angular_times, interpolate, uniform_times
 from stfm_jax.flow.solvers import euler
-from stfm_jax.nn.blocks import Edges
 from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
 from stfm_jax.ops import zinb
 from stfm_jax.regression import features as feature_ops
@@ -73,6 +72,7 @@ class STFlow:
     anchor: str = "kernel"
     prior: str = "zinb_fit"
     neighbors: int = 8
+    tile: int = TILE  # spots of a tile
     loss_weight: str = "velocity"
     evaluations: int = 5
     clip: bool = True  # predictions are never below 0, as log-expression is
@@ -160,14 +160,17 @@ class STFlow:
 
     # Trained part, jitted.
 
-    def init(self, key: jax.Array, batch: Batch) -> dict:
-        """Network parameters for batches of this width."""
-        n, g = batch.anchor.shape
-        features = jnp.asarray(batch.features)
-        edges = edges_of(batch)
-        params = {"flow": self.network.init(key, jnp.zeros((n, g)), jnp.zeros(n), features, edges)}
+    def input_width(self, fitted: Fitted) -> int:
+        """Features of a spot that the network sees."""
+        own, components = fitted.transform.components.shape
+        return components * (1 + len(self.context)) if self.token_context else own
+
+    def init(self, key: jax.Array, num_features: int) -> dict:
+        """Network parameters."""
+        params = {"flow": self.network.init(key, num_features)}
         if self.image is not None:
-            params["image"] = self.image.init(jax.random.fold_in(key, 1), features)
+            example = jnp.zeros((1, num_features))
+            params["image"] = self.image.init(jax.random.fold_in(key, 1), example)
         return params
 
     def loss(
@@ -180,46 +183,48 @@ class STFlow:
         all times count alike [ours]. The image tower's error, in standard deviations of the gene,
         is added; the two share no parameters.
         """
-        key_t, key_0, key_flow, key_image = jax.random.split(key, 4)
+        key_t, key_0, key_noise = jax.random.split(key, 3)
         per_slide = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_t, batch.slide)
         t = jax.vmap(jax.random.uniform)(per_slide)[:, None]
         x_t = interpolate(self._draw_prior(arrays, batch, key_0), batch.expr, t)
-        edges = edges_of(batch)
+        noise = priors.spot_keys(key_noise, batch.slide, batch.place)
 
         def network(x):
-            rngs = {"dropout": key_flow}
-            features = batch.features
-            return self.network.apply(params["flow"], x, t[:, 0], features, edges, True, rngs=rngs)
+            return self.network.apply(
+                params["flow"], x, t[:, 0], batch.features, batch.tiles, noise
+            )
 
         if self.gaussian_skip:
             z = gaussian.whiten(arrays.path, x_t, batch.anchor, t)
-            y = self._gate(t) * network(z)
+            y = self.gate(t) * network(z)
             x_1_hat = gaussian.posterior(arrays.path, z, y, batch.anchor, t)
         else:
             x_1_hat = batch.anchor + network(x_t)
         error = self._time_weight(arrays, t) * (x_1_hat - batch.expr) ** 2
         if self.image is not None:
-            rngs = {"dropout": key_image}
             target = (batch.expr - arrays.gene_mean) / arrays.gene_std
-            said = self.image.apply(params["image"], batch.features, True, rngs=rngs)
+            said = self.image.apply(params["image"], batch.features, noise)
             error = error + (said - target) ** 2
         mask = batch.spot_mask[:, None]
         return jnp.sum(jnp.where(mask, error, 0.0)), jnp.sum(mask) * error.shape[1]
 
-    def mean(self, params: dict, arrays: FlowArrays, batch: Batch) -> jax.Array:
+    def mean(
+        self, params: dict, arrays: FlowArrays, features: jax.Array, anchor: jax.Array
+    ) -> jax.Array:
         """What draws are centred on [N, g]: the anchor, averaged with the image tower if any."""
         if self.image is None:
-            return jnp.asarray(batch.anchor)
-        said = self.image.apply(params["image"], batch.features)
-        said = arrays.gene_mean + arrays.gene_std * said
-        return (1.0 - self.image_weight) * batch.anchor + self.image_weight * said
+            return jnp.asarray(anchor)
+        said = arrays.gene_mean + arrays.gene_std * self.image.apply(params["image"], features)
+        return (1.0 - self.image_weight) * anchor + self.image_weight * said
 
     def evaluator(self, params: dict, batch: Batch):
         """(state, t) -> network output, with the slide's edges and features encoded once."""
-        edges = edges_of(batch)
-        network = self.network.bind(params["flow"])
-        frames, tokens = network.encode_edges(edges), network.encode_features(batch.features)
-        return lambda x, t: self._gate(t) * network.denoise(x, t, tokens, frames, edges)
+        network, params = self.network, params["flow"]
+        frames = network.encode_edges(params, batch.tiles)
+        tokens = network.encode_features(params, batch.features)
+        return lambda x, t: (
+            self.gate(t) * network.denoise(params, x, t, tokens, batch.tiles, frames)
+        )
 
     @functools.partial(jax.jit, static_argnames=("self", "draws"))
     def posterior_mean(
@@ -229,41 +234,64 @@ class STFlow:
 
         With an image tower the gate is closed at t = 0, and x_1_hat is `mean` whatever the draw.
         """
-        mean = self.mean(params, arrays, batch)
-        if self.image is not None:
-            return self._supported(mean)
+        mean = self.mean(params, arrays, batch.features, batch.anchor)
+        if self.mean_is_closed:
+            return self.supported(mean)
         network = self.evaluator(params, batch)
 
         def one(key):
-            x_0, start = self._draw_prior(arrays, batch, key), jnp.float32(0.0)
-            if not self.gaussian_skip:
-                return mean + network(x_0, start)
-            z = gaussian.whiten(arrays.path, x_0, mean, start)
-            return gaussian.posterior(arrays.path, z, network(z, start), mean, start)
+            return self.first_estimate(network, arrays, self._draw_prior(arrays, batch, key), mean)
 
-        return self._supported(jnp.mean(jax.lax.map(one, _draw_keys(key, draws)), axis=0))
+        return self.supported(jnp.mean(jax.lax.map(one, draw_keys(key, draws)), axis=0))
+
+    @property
+    def mean_is_closed(self) -> bool:
+        """With an image tower the gate is shut at t = 0: `mean` is the posterior mean."""
+        return self.image is not None
+
+    def first_estimate(self, network, arrays: FlowArrays, x_0, mean) -> jax.Array:
+        """x_1_hat [N, g] at t = 0 of a prior draw; arguments as in `draw`."""
+        start = jnp.float32(0.0)
+        if not self.gaussian_skip:
+            return mean + network(x_0, start)
+        z = gaussian.whiten(arrays.path, x_0, mean, start)
+        return gaussian.posterior(arrays.path, z, network(z, start), mean, start)
 
     @functools.partial(jax.jit, static_argnames=("self", "draws"))
     def sample(
         self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array, draws: int
     ) -> jax.Array:
         """Joint draws of x_1 given the features, [draws, N, g]."""
-        network, mean = self.evaluator(params, batch), self.mean(params, arrays, batch)
+        network = self.evaluator(params, batch)
+        mean = self.mean(params, arrays, batch.features, batch.anchor)
 
         def one(key):
-            x_0 = self._draw_prior(arrays, batch, key)
-            if self.gaussian_skip:
-                times = angular_times(self.evaluations)
-                return gaussian.exponential_euler(network, arrays.path, x_0, mean, times)
-            times = uniform_times(self.evaluations)
-            return euler(lambda x, t: mean + network(x, t), x_0, times)
+            return self.draw(network, arrays, self._draw_prior(arrays, batch, key), mean)
 
-        return self._supported(jax.lax.map(one, _draw_keys(key, draws)))
+        return jax.lax.map(one, draw_keys(key, draws))
+
+    def draw(self, network, arrays: FlowArrays, x_0, mean, scan=jax.lax.scan) -> jax.Array:
+        """x_1 [N, g] from a prior draw x_0 [N, g].
+
+        Args:
+          network: (state [N, g], t) -> output [N, g].
+          arrays: fitted.
+          x_0: prior draw.
+          mean: [N, g] what draws are centred on.
+          scan: see flow.solvers.
+        """
+        if self.gaussian_skip:
+            times = angular_times(self.evaluations)
+            x = gaussian.exponential_euler(network, arrays.path, x_0, mean, times, scan)
+        else:
+            times = uniform_times(self.evaluations)
+            x = euler(lambda x, t: mean + network(x, t), x_0, times, scan)
+        return self.supported(x)
 
     def _draw_prior(self, arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
         return priors.sample(arrays.prior, priors.spot_keys(key, batch.slide, batch.place))
 
-    def _gate(self, t: jax.Array) -> jax.Array | float:
+    def gate(self, t: jax.Array) -> jax.Array | float:
         """0 at t = 0, where the state knows nothing and the mean is the image's alone, to 1."""
         if self.image is None:
             return 1.0
@@ -276,23 +304,11 @@ class STFlow:
         start = gaussian.posterior_variance(arrays.path, jnp.zeros((1, 1)))
         return 1.0 / (now / start + 1e-3)  # bounded as t -> 1
 
-    def _supported(self, x: jax.Array) -> jax.Array:
+    def supported(self, x: jax.Array) -> jax.Array:
+        """Predictions within the range of log-expression."""
         return jnp.maximum(x, 0.0) if self.clip else x
 
 
-def edges_of(batch: Batch) -> Edges:
-    """The edges of a batch as the network takes them."""
-    return Edges(
-        batch.senders,
-        batch.receivers,
-        batch.edge_mask,
-        batch.pca,
-        batch.edge,
-        batch.distance,
-        batch.blend,
-    )
-
-
-def _draw_keys(key: jax.Array, draws: int) -> jax.Array:
+def draw_keys(key: jax.Array, draws: int) -> jax.Array:
     """Draw i has the same key however many are taken."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(draws))

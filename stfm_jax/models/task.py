@@ -31,6 +31,7 @@ class Task(Protocol):
 
     name: str
     neighbors: int  # of a spot, in the graphs of its batches
+    tile: int  # spots of a tile of its batches
 
     def fit(self, slides: Sequence[Slide], genes: Sequence[str]) -> TrainingSet:
         """Everything estimated in closed form on training slides: scalers, prior, anchor."""
@@ -42,7 +43,11 @@ class Task(Protocol):
         """Host side: what does not change while a slide is predicted (or, with genes, scored)."""
         ...
 
-    def init(self, key: jax.Array, batch: Batch) -> PyTree:
+    def input_width(self, fitted: PyTree) -> int:
+        """Features of a spot that the network sees."""
+        ...
+
+    def init(self, key: jax.Array, num_features: int) -> PyTree:
         """Network parameters."""
         ...
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stfm_jax.nn.blocks import Edges, FrameFeatures, SpatialBlock
-from stfm_jax.nn.mlp import TimeEmbedding
+from stfm_jax.nn.blocks import FrameFeatures, SpatialBlock
+from stfm_jax.nn.mlp import Dense, TimeEmbedding, dropout, fold, gaussian_noise
+from stfm_jax.ops.frames import EdgeGeometry
+from stfm_jax.ops.tiles import Edges, Tiles, edge_list
 
 EXPRESSIONS = ("token", "differences")
+ATTENTIONS = ("tiled", "segments")
+
+Params = dict[str, Any]
+# Tags of the noises (see nn.mlp.dropout); block i drops by keys folded with BLOCKS + i.
+FEATURE_NOISE, FEATURE_DROPOUT, TOWER, BLOCKS = 0, 1, 2, 16
 
 
 class ImageTower(nn.Module):
@@ -26,18 +37,28 @@ class ImageTower(nn.Module):
     noise: float = 0.8  # sd of Gaussian noise on the features, training only
 
     @nn.compact
-    def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
-        h = features
-        if train and self.noise > 0:
-            h = h + self.noise * jax.random.normal(self.make_rng("dropout"), h.shape)
-        for _ in range(self.num_layers):
+    def __call__(self, features: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """`keys` [n] make the noise of training; none of it without them."""
+        h = gaussian_noise(keys, TOWER, self.noise, features)
+        for i in range(self.num_layers):
             h = nn.silu(nn.Dense(self.width)(h))
-            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+            h = dropout(keys, TOWER + 1 + i, self.dropout, h)
         return nn.Dense(self.num_genes, kernel_init=nn.initializers.zeros)(h)
 
 
-class STFlowNet(nn.Module):
+class Layer(NamedTuple):
+    """Parameters of one block and of its frame features."""
+
+    frames: Params
+    block: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class STFlowNet:
     """Tokens from features and time, L spatial blocks, mean of their heads [STFlow].
+
+    Settings and pure functions of parameters; the parts can be called one by one, because a slide
+    too large for one call goes through them tile by tile (see eval.whole_slide).
 
     `expression` says how the network sees its own state x: "differences" only through the
     differences x_j - x_i in the attention logits (published), "token" also by a projection of x
@@ -56,56 +77,205 @@ class STFlowNet(nn.Module):
     feature_noise: float = 0.0  # sd of Gaussian noise on features, training only
     feature_dropout: float = 0.0  # share of features dropped, training only
     zero_init: bool = True
+    attention: str = "tiled"  # segments: the definition, over one edge list of the slide
+    dtype: str = "float32"  # of the operands of matrix products: float32 or bfloat16
 
-    def setup(self):
-        self.embed_features = nn.Dense(self.width)
-        self.embed_time = TimeEmbedding(self.width, self.time_scale)
+    def init(self, key: jax.Array, num_features: int) -> Params:
+        """Parameters for features of this width."""
+        d, g = self.width, self.num_genes
+        frames, edge = jnp.zeros((1, d)), Edges(*jnp.zeros((2, 1), jnp.int32), jnp.ones(1, bool))
+        offset, scalar = jnp.zeros((1, 2)), jnp.zeros(1)
+        geometry = EdgeGeometry(offset, offset, scalar, scalar)
+        examples = {
+            "embed_features": (self._embed_features, jnp.zeros((1, num_features))),
+            "embed_time": (self._embed_time, jnp.zeros(())),
+        }
         if self.expression == "token":
-            self.embed_expression = nn.Dense(self.width, use_bias=False)
-        self.input_dropout = nn.Dropout(self.feature_dropout)
-        self.edge_features = [
-            FrameFeatures(self.width, self.frames) for _ in range(self.num_blocks)
-        ]
-        self.blocks = [
-            SpatialBlock(self.heads, self.num_genes, self.dropout, self.zero_init)
-            for _ in range(self.num_blocks)
-        ]
+            examples["embed_expression"] = (self._embed_expression, jnp.zeros((1, g)))
+        for i in range(self.num_blocks):
+            examples[f"frames_{i}"] = (self._frames, geometry)
+            examples[f"block_{i}"] = (
+                self._block, jnp.zeros((1, d)), jnp.zeros((1, g)), frames, edge, 1
+            )  # fmt: skip
+        keys = jax.random.split(key, len(examples))
+        return {
+            name: module.init(key, *inputs)["params"]
+            for key, (name, (module, *inputs)) in zip(keys, examples.items(), strict=True)
+        }
 
-    def encode_edges(self, edges: Edges) -> list[jax.Array]:
-        """F_ij [e, d] of every block; depends on the geometry alone, so once per slide."""
-        return [features(edges) for features in self.edge_features]
-
-    def encode_features(self, features: jax.Array, train: bool = False) -> jax.Array:
+    def encode_features(
+        self, params: Params, features: jax.Array, keys: jax.Array | None = None
+    ) -> jax.Array:
         """The image's part of the tokens, [n, d]; depends on the slide alone."""
-        if train and self.feature_noise > 0:
-            noise = jax.random.normal(self.make_rng("dropout"), features.shape)
-            features = features + self.feature_noise * noise
-        return self.embed_features(self.input_dropout(features, deterministic=not train))
+        features = gaussian_noise(keys, FEATURE_NOISE, self.feature_noise, features)
+        features = dropout(keys, FEATURE_DROPOUT, self.feature_dropout, features)
+        return self._embed_features.apply({"params": params["embed_features"]}, features)
+
+    def encode_edges(self, params: Params, tiles: Tiles) -> list[jax.Array]:
+        """F_ij [p, T, K, d] of every block; depends on the geometry alone, so once per slide."""
+        return [
+            map_tiles(functools.partial(self.encode_frames, layer), tiles.geometry, tiles.mask)
+            for layer in self.layers(params)
+        ]
+
+    def encode_frames(self, layer: Layer, geometry: EdgeGeometry) -> jax.Array:
+        return self._frames.apply({"params": layer.frames}, geometry)
+
+    def layers(self, params: Params) -> list[Layer]:
+        """The parameters of each block; all alike in structure, so one trace serves all."""
+        return [Layer(params[f"frames_{i}"], params[f"block_{i}"]) for i in range(self.num_blocks)]
+
+    def embed(self, params: Params, x: jax.Array, t: jax.Array, tokens: jax.Array) -> jax.Array:
+        """What enters the first block [n, d]: tokens, time t ([] or [n]) and state x [n, g]."""
+        h = tokens + self._embed_time.apply({"params": params["embed_time"]}, t)
+        if self.expression == "token":
+            h = h + self._embed_expression.apply({"params": params["embed_expression"]}, x)
+        return h
+
+    def block(
+        self,
+        layer: Layer,
+        h: jax.Array,
+        y: jax.Array,
+        frames: jax.Array | EdgeGeometry,
+        edges: Edges,
+        num_receivers: int,
+        keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """One block for the first n of the rows h [R, d], y [R, g]: (h [n, d], head [n, g]).
+
+        `frames` are F_ij, or the geometry they are computed from.
+        """
+        if isinstance(frames, EdgeGeometry):
+            frames = self.encode_frames(layer, frames)
+        weights = {"params": layer.block}
+        return self._block.apply(weights, h, y, frames, edges, num_receivers, keys)
+
+    def next_state(self, x: jax.Array, head: jax.Array) -> jax.Array:
+        """y [n, g] whose differences the next block sees."""
+        return x + head if self.expression == "token" else head
 
     def denoise(
         self,
+        params: Params,
         x: jax.Array,
         t: jax.Array,
         tokens: jax.Array,
-        frames: list[jax.Array],
-        edges: Edges,
-        train: bool = False,
+        tiles: Tiles,
+        frames: list[jax.Array] | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """One evaluation: state x [n, g] at t ([] or [n]) -> mean of the blocks' heads [n, g].
 
-        `tokens` and `frames` come from `encode_features` and `encode_edges`.
+        Args:
+          params: of `init`.
+          x: state.
+          t: time, one or per spot.
+          tokens: of `encode_features`.
+          tiles: of the slide.
+          frames: of `encode_edges`, leading axes [p, T, K]; recomputed where they are not given.
+          keys: [n] noise of training, none without.
         """
-        h = tokens + self.embed_time(t)
-        if self.expression == "token":
-            h = h + self.embed_expression(x)
-        y, heads = x, []
-        for block, block_frames in zip(self.blocks, frames, strict=True):
-            h, head = block(h, y, block_frames, edges, train)
-            heads.append(head)
-            y = x + head if self.expression == "token" else head
-        return jnp.mean(jnp.stack(heads), axis=0)
+        h = self.embed(params, x, t, tokens)
+        y, total = x, 0.0
+        for i, layer in enumerate(self.layers(params)):
+            block = functools.partial(self.block, layer)
+            frames_i = tiles.geometry if frames is None else frames[i]
+            keys_i = None if keys is None else fold(keys, BLOCKS + i)
+            if self.attention == "segments":
+                h, head = over_edge_list(block, h, y, frames_i, tiles, keys_i)
+            else:
+                h, head = over_tiles(block, h, y, frames_i, tiles, keys_i)
+            total, y = total + head, self.next_state(x, head)
+        return total / self.num_blocks
 
-    def __call__(self, x, t, features, edges: Edges, train: bool = False) -> jax.Array:
+    def apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        t: jax.Array,
+        features: jax.Array,
+        tiles: Tiles,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
         """Everything in one call: [n, g]."""
-        tokens = self.encode_features(features, train)
-        return self.denoise(x, t, tokens, self.encode_edges(edges), edges, train)
+        tokens = self.encode_features(params, features, keys)
+        return self.denoise(params, x, t, tokens, tiles, keys=keys)
+
+    @property
+    def _embed_features(self):
+        return Dense(self.width, dtype=self.dtype)
+
+    @property
+    def _embed_time(self):
+        return TimeEmbedding(self.width, self.time_scale)
+
+    @property
+    def _embed_expression(self):
+        return Dense(self.width, use_bias=False, dtype=self.dtype)
+
+    @property
+    def _frames(self):
+        return FrameFeatures(self.width, self.frames, self.dtype)
+
+    @property
+    def _block(self):
+        return SpatialBlock(self.heads, self.num_genes, self.dropout, self.zero_init, self.dtype)
+
+
+def over_edge_list(block, h, y, frames, tiles: Tiles, keys):
+    """A block over the edge list of the whole slide, by segment operations."""
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), frames)
+    return block(h, y, flat, edge_list(tiles), len(h), keys)
+
+
+def over_tiles(block, h, y, frames, tiles: Tiles, keys):
+    """A block tile by tile; when differentiated, a tile's edges are computed again backwards.
+
+    Args:
+      block: (h [R, d], y [R, g], frames, edges, n, keys) -> (h [n, d], head [n, g]).
+      h: [n, d] tokens of the slide.
+      y: [n, g] expression.
+      frames: F_ij [p, T, K, d], or the geometry.
+      tiles: p tiles of T spots.
+      keys: [n] or None.
+    """
+    # Halos are gathered at once: the gradient of that is one scatter.
+    halo = h[tiles.halo], y[tiles.halo]
+    return run_tiles(block, h, y, *halo, frames, tiles.senders, tiles.mask, keys)
+
+
+def run_tiles(block, h, y, h_halo, y_halo, frames, senders, mask, keys=None):
+    """A block for some tiles whose halos [p, H, ...] are at hand; see `over_tiles`."""
+    p, size = mask.shape[:2]
+    receivers = jnp.arange(size)[:, None]
+
+    def one(inputs):
+        h, y, h_halo, y_halo, frames, senders, mask, keys = inputs
+        rows = jnp.concatenate([h, h_halo]), jnp.concatenate([y, y_halo])
+        return block(*rows, frames, Edges(senders, receivers, mask), size, keys)
+
+    def split(a):
+        return None if a is None else a.reshape(p, size, *a.shape[1:])
+
+    inputs = (split(h), split(y), h_halo, y_halo, frames, senders, mask, split(keys))
+    h, head = map_tiles(one, inputs, mask)
+    return h.reshape(p * size, -1), head.reshape(p * size, -1)
+
+
+def map_tiles(one, inputs, mask: jax.Array):
+    """`one` of every tile's inputs (leading axis p), one after the other; zeros for empty tiles.
+
+    Padding costs nothing; and the branch keeps XLA's CPU code from fusing the slicing of the
+    inputs into the edge computation, which made it four times slower.
+    """
+    first = jax.tree.map(lambda a: a[0], inputs)
+    if len(mask) == 1:
+        return jax.tree.map(lambda a: a[None], one(first))
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, first))
+
+    def unless_empty(arguments):
+        occupied, inputs = arguments
+        return jax.lax.cond(occupied, jax.checkpoint(one), lambda _: nothing, inputs)
+
+    return jax.lax.map(unless_empty, (jnp.any(mask, axis=(1, 2)), inputs))

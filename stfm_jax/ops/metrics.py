@@ -1,8 +1,8 @@
 """Scores of predicted expression, on the host in NumPy, float64.
 
-Accuracy per gene, structure between genes and in space, calibration of draws, and the paired
-block bootstrap. Nothing here knows of methods, folds' names or files (eval/ does). Arrays are
-[n, g]: spots of one test set (all test slides of a fold together) by genes.
+Accuracy per gene, structure between genes and in space, calibration of draws. Intervals for
+differences are in bootstrap.py. Nothing here knows of methods, folds' names or files (eval/ does).
+Arrays are [n, g]: spots of one test set (all test slides of a fold together) by genes.
 
 Two rules hold throughout (METHODS.md, "Protocol and metrics"): a prediction without variation
 scores 0, never NaN; what has no variation in the truth cannot be scored, gets NaN, and
@@ -12,7 +12,6 @@ scores 0, never NaN; what has no variation in the truth cannot be scored, gets N
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,15 +37,15 @@ def pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: shapes that differ, or a prediction that is not finite.
     """
-    pred, true = _checked(pred, true)
-    return _correlation(pred, true, _constant(pred), _constant(true))
+    pred, true = checked(pred, true)
+    return _correlation(pred, true, constant(pred), constant(true))
 
 
 def spearman(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Spearman rank correlation per gene, ties at their mean rank; otherwise as `pearson`."""
-    pred, true = _checked(pred, true)
+    pred, true = checked(pred, true)
     ranks = rankdata(pred, axis=0), rankdata(true, axis=0)
-    return _correlation(*ranks, _constant(pred), _constant(true))
+    return _correlation(*ranks, constant(pred), constant(true))
 
 
 def pearson_spot(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -56,13 +55,13 @@ def pearson_spot(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 def mse(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Mean squared error per gene, [g]."""
-    pred, true = _checked(pred, true)
+    pred, true = checked(pred, true)
     return np.mean((pred - true) ** 2, axis=0)
 
 
 def mae(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Mean absolute error per gene, [g]."""
-    pred, true = _checked(pred, true)
+    pred, true = checked(pred, true)
     return np.mean(np.abs(pred - true), axis=0)
 
 
@@ -90,8 +89,8 @@ def gene_structure(pred: np.ndarray, true: np.ndarray) -> float:
     Returns:
       The correlation; NaN with fewer than three genes left.
     """
-    pred, true = _checked(pred, true)
-    keep = ~_constant(true)
+    pred, true = checked(pred, true)
+    keep = ~constant(true)
     if keep.sum() < 3:
         return float("nan")
     above = np.triu_indices(int(keep.sum()), k=1)
@@ -127,7 +126,7 @@ def morans_i(expr: np.ndarray, senders: np.ndarray, receivers: np.ndarray) -> np
     adjacency = sp.csr_matrix((np.ones(edges), (receivers, senders)), shape=(n, n))
     z = _standardized(expr)
     moran = n / edges * (z * (adjacency @ z)).sum(axis=0)
-    return np.where(_constant(expr), np.nan, moran)
+    return np.where(constant(expr), np.nan, moran)
 
 
 def moran_agreement(
@@ -150,8 +149,8 @@ def moran_agreement(
     Returns:
       Concordance in [-1, 1]; NaN with fewer than two genes left.
     """
-    pred, true = _checked(pred, true)
-    keep = ~_constant(true)
+    pred, true = checked(pred, true)
+    keep = ~constant(true)
     if keep.sum() < 2:
         return float("nan")
     a = np.nan_to_num(morans_i(pred[:, keep], senders, receivers), nan=0.0)
@@ -255,166 +254,12 @@ def quantiles(draws: np.ndarray, p: float | Sequence[float]) -> np.ndarray:
     return np.quantile(draws, np.asarray(p), axis=0, method="weibull").astype(draws.dtype)
 
 
-class PairedFold(NamedTuple):
-    """What `paired_bootstrap` needs of one test set (one fold); a plain tuple will do."""
-
-    pred_a: np.ndarray  # [n, g]
-    pred_b: np.ndarray  # [n, g]
-    true: np.ndarray  # [n, g]
-    blocks: np.ndarray  # [n] int, block of each spot (see `spatial_blocks`)
-    slides: np.ndarray | None = None  # [n] slide of each spot, where there are several
-
-
-class Bootstrap(NamedTuple):
-    """A difference of two scores with its bootstrap interval."""
-
-    difference: float  # score of a minus score of b, on the data as they are
-    low: float  # 2.5 % quantile over resamples
-    high: float  # 97.5 % quantile
-    share_positive: float  # share of resamples in which a is better
-
-
-def spatial_blocks(
-    coords_um: np.ndarray, side_um: float | None = None, target: int = 20
-) -> np.ndarray:
-    """Square tiles over one slide, for resampling spots that are correlated in space.
-
-    Args:
-      coords_um: [n, 2] spot centres in micrometres.
-      side_um: side of a tile; when None the side whose number of tiles with spots comes closest
-        to `target`.
-      target: number of tiles wanted [ours]: enough to resample, large against the range of
-        spatial correlation.
-
-    Returns:
-      [n] int block of each spot, 0, 1, ... without gaps.
+def checked(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and truth [n, g] as float64.
 
     Raises:
-      InputError: a side that is not positive.
+      ValueError: shapes that differ, no spots, or a prediction that is not finite.
     """
-    coords = np.asarray(coords_um, np.float64)
-    if side_um is not None:
-        if side_um <= 0:
-            raise InputError(f"the side of a bootstrap block must be positive, found {side_um}.")
-        return _tiles(coords, side_um)
-    extent = max(float(np.ptp(coords, axis=0).max()), 1e-9)
-    candidates = [_tiles(coords, extent / k) for k in np.arange(1.0, target + 1, 0.25)]
-    return min(candidates, key=lambda blocks: abs(int(blocks.max()) + 1 - target))
-
-
-def _tiles(coords: np.ndarray, side: float) -> np.ndarray:
-    """Tiles of a grid centred on the middle of the coordinates' bounding box, [n] int."""
-    low, high = coords.min(axis=0), coords.max(axis=0)
-    cells = np.maximum(np.ceil((high - low) / side - 1e-9), 1)
-    origin = (low + high - cells * side) / 2
-    index = np.clip(np.floor((coords - origin) / side), 0, cells - 1).astype(np.int64)
-    return np.unique(index[:, 0] * int(cells[1]) + index[:, 1], return_inverse=True)[1]
-
-
-def paired_bootstrap(
-    folds: Sequence[PairedFold | tuple], num_resamples: int = 2000, seed: int = 0
-) -> Bootstrap:
-    """Spatial-block bootstrap of a difference in mean gene-wise Pearson, two methods paired.
-
-    Blocks of spots are drawn with replacement within each slide; both predictions are scored on
-    the same resampled spots; the fold's difference is averaged over the folds in each resample.
-    Sums over the spots of a block suffice for Pearson, so that a resample costs a product of a
-    count vector with [blocks, g] tables. Genes constant in a fold's truth are left out of it, as
-    are genes that a resample leaves constant, from that resample. The interval speaks of new
-    tissue of these slides; it does not hold the spread over training seeds or patients.
-
-    Args:
-      folds: test sets, each (pred_a, pred_b, true, blocks) or with the slides added.
-      num_resamples: number of bootstrap resamples.
-      seed: of the resampling.
-
-    Returns:
-      Bootstrap; a positive difference means that `pred_a` is better.
-
-    Raises:
-      InputError: a slide with fewer than two blocks.
-      ValueError: shapes that differ, or no folds.
-    """
-    if not folds:
-        raise ValueError("paired bootstrap: no folds.")
-    rng = np.random.default_rng(seed)
-    observed, resampled = [], []
-    for fold in folds:
-        fold = PairedFold(*fold)
-        sums, slide_of_block = _block_sums(fold)
-        observed.append(_difference(sums, np.ones((1, len(slide_of_block))))[0])
-        times = _resample_blocks(slide_of_block, num_resamples, rng)
-        resampled.append(_difference(sums, times))
-    differences = np.mean(resampled, axis=0)
-    differences = differences[~np.isnan(differences)]
-    if len(differences) == 0:  # no gene varies in some fold
-        return Bootstrap(*[float("nan")] * 4)
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return Bootstrap(
-        float(np.mean(observed)), float(low), float(high), float(np.mean(differences > 0))
-    )
-
-
-def _block_sums(fold: PairedFold) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sums over each block's spots of what Pearson needs, and the slide of each block.
-
-    Values are centred first: it changes no correlation and keeps the differences of sums exact.
-    """
-    true = np.asarray(fold.true)
-    slides = np.zeros(len(true), int) if fold.slides is None else np.asarray(fold.slides)
-    slides = np.unique(slides, return_inverse=True)[1]
-    pairs = np.stack([slides, np.asarray(fold.blocks)], axis=1)
-    unique, block = np.unique(pairs, axis=0, return_inverse=True)
-    if (np.bincount(unique[:, 0]) < 2).any():
-        raise InputError(
-            "block bootstrap: every slide needs at least two blocks; choose smaller blocks."
-        )
-    keep = ~_constant(true.astype(np.float64))
-    membership = sp.csr_matrix(
-        (np.ones(len(true)), (block.ravel(), np.arange(len(true)))),
-        shape=(len(unique), len(true)),
-    )
-    sums, centred = {"n": np.bincount(block.ravel())[:, None].astype(np.float64)}, {}
-    for name in ("pred_a", "pred_b", "true"):
-        values = _checked(getattr(fold, name), true)[0][:, keep]
-        centred[name] = np.where(_constant(values), 0.0, values - values.mean(axis=0))
-        sums[name] = membership @ centred[name]
-        sums[name + "^2"] = membership @ centred[name] ** 2
-    for name in ("pred_a", "pred_b"):
-        sums[name + "*true"] = membership @ (centred[name] * centred["true"])
-    return sums, unique[:, 0]
-
-
-def _resample_blocks(
-    slide_of_block: np.ndarray, num_resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """How often each block is drawn, [num_resamples, blocks]; within slides, with replacement."""
-    times = np.zeros((num_resamples, len(slide_of_block)))
-    for slide in np.unique(slide_of_block):
-        own = np.flatnonzero(slide_of_block == slide)
-        times[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), num_resamples)
-    return times
-
-
-def _difference(sums: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
-    """Mean gene-wise Pearson of a minus that of b in each resample, [r]."""
-    n = times @ sums["n"]
-    mean = {name: times @ sums[name] / n for name in ("pred_a", "pred_b", "true")}
-    var = {name: times @ sums[name + "^2"] / n - mean[name] ** 2 for name in mean}
-    floor = {name: 1e-10 * sums[name + "^2"].sum(axis=0) / sums["n"].sum() for name in mean}
-    gone = var["true"] <= floor["true"]
-    scores = []
-    for name in ("pred_a", "pred_b"):
-        cov = times @ sums[name + "*true"] / n - mean[name] * mean["true"]
-        flat = (var[name] <= floor[name]) | gone
-        scale = np.sqrt(np.where(flat, 1.0, var[name] * var["true"]))
-        scores.append(np.where(flat, 0.0, cov / scale))
-    left = (~gone).sum(axis=1)
-    total = (scores[0] - scores[1]).sum(axis=1)
-    return np.where(left > 0, total / np.maximum(left, 1), np.nan)
-
-
-def _checked(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pred, true = np.asarray(pred, np.float64), np.asarray(true, np.float64)
     if pred.ndim != 2 or pred.shape != true.shape or len(pred) == 0:
         raise ValueError(
@@ -432,14 +277,14 @@ def _check_draws(draws: np.ndarray, true: np.ndarray) -> None:
         )
 
 
-def _constant(values: np.ndarray) -> np.ndarray:
+def constant(values: np.ndarray) -> np.ndarray:
     """Columns that do not vary, beyond float32 rounding; [g] bool."""
     return np.ptp(values, axis=0) <= _ROUNDING * np.abs(values).max(axis=0)
 
 
 def _standardized(values: np.ndarray) -> np.ndarray:
     """Columns centred and scaled to unit length; constant ones are 0."""
-    centred = np.where(_constant(values), 0.0, values - values.mean(axis=0))
+    centred = np.where(constant(values), 0.0, values - values.mean(axis=0))
     length = np.linalg.norm(centred, axis=0)
     return centred / np.where(length > 0, length, 1.0)
 

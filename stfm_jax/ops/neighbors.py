@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 from stfm_jax.errors import InputError
 
 TIE_TOLERANCE = 1e-4  # relative to the k-th distance [ours]
+EDGES_AT_ONCE = 1 << 18
 MAX_TIES = 24  # beyond k: a spot with more neighbours tied with its k-th is refused [ours]
 
 
@@ -87,14 +88,25 @@ def _widen(distance, index, width):
 
 
 def neighbor_mean(values: np.ndarray, graph: Graph) -> np.ndarray:
-    """Mean of each spot's neighbours, [n, ...]: neighbourhood features and smoothing."""
+    """Mean of each spot's neighbours, [n, ...]: neighbourhood features and smoothing.
+
+    Some receivers at a time, so that memory does not grow with the number of edges.
+    """
     n = len(values)
-    total = np.zeros((n, *values.shape[1:]), dtype=np.float64)
-    starts = np.searchsorted(graph.receivers, np.arange(n))
-    has = graph.degrees(n) > 0
-    total[has] = np.add.reduceat(values[graph.senders].astype(np.float64), starts[has], axis=0)
-    degrees = np.maximum(graph.degrees(n), 1).reshape(-1, *[1] * (values.ndim - 1))
-    return (total / degrees).astype(values.dtype)
+    degrees = graph.degrees(n)
+    ends = np.cumsum(degrees)
+    mean = np.zeros_like(values)
+    start = 0
+    while start < n:
+        first_edge = ends[start] - degrees[start]
+        stop = max(int(np.searchsorted(ends, first_edge + EDGES_AT_ONCE)), start + 1)
+        rows = start + np.flatnonzero(degrees[start:stop])
+        if len(rows):
+            sent = values[graph.senders[first_edge : ends[stop - 1]]].astype(np.float64)
+            total = np.add.reduceat(sent, ends[rows] - degrees[rows] - first_edge, axis=0)
+            mean[rows] = total / degrees[rows].reshape(-1, *[1] * (values.ndim - 1))
+        start = stop
+    return mean
 
 
 def median_spacing(coords: np.ndarray) -> float:

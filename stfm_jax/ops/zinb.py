@@ -1,9 +1,9 @@
-"""Zero-inflated negative binomial counts: log-probability, samples, moments, per-gene fit.
+"""Zero-inflated negative binomial counts: log-probability, samples, per-gene fit.
 
 Notation (METHODS.md): `mu` is the mean of the NB component, `theta` its inverse dispersion (NB
 variance mu + mu^2/theta), `pi_logits` the logit of the zero-inflation probability pi. The ZINB
-mean is (1 - pi) mu. Log-probability, samples and moments are JAX functions that broadcast; `fit`
-runs on the host in float64. Normalisation of draws (log1p, library size) lives in flow/priors.py.
+mean is (1 - pi) mu. Log-probability and samples are JAX functions that broadcast; `fit` runs on the
+host in float64. Normalisation of draws (log1p, library size) lives in flow/priors.py.
 """
 
 from __future__ import annotations
@@ -94,17 +94,6 @@ def _threefry(key: jax.Array) -> jax.Array:
     if str(jax.random.key_impl(key)) == "threefry2x32":
         return key
     return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
-
-
-def mean(mu: jax.Array, theta: jax.Array, pi_logits: jax.Array) -> jax.Array:
-    """Mean (1 - pi) mu, in the broadcast shape of all three."""
-    return jax.nn.sigmoid(-pi_logits) * mu + jnp.zeros_like(theta)
-
-
-def variance(mu: jax.Array, theta: jax.Array, pi_logits: jax.Array) -> jax.Array:
-    """Variance (1 - pi) (mu + mu^2/theta + pi mu^2), in the broadcast shape."""
-    pi = jax.nn.sigmoid(pi_logits)
-    return jax.nn.sigmoid(-pi_logits) * (mu + mu**2 / theta + pi * mu**2)
 
 
 def fit(counts: np.ndarray, max_steps: int = 40) -> ZinbParams:
@@ -248,8 +237,3 @@ def _golden_section(function, left: np.ndarray, right: np.ndarray, steps: int) -
         a, b = np.where(keep_left, inner, b), np.where(keep_left, a, inner)
         at_a, at_b = np.where(keep_left, value, at_b), np.where(keep_left, at_a, value)
     return 0.5 * (left + right)
-
-
-def scalar(mu: float = 1.105, theta: float = 1.0, pi: float = 0.5) -> ZinbParams:
-    """One ZINB for every gene; the defaults are those of STFlow's public code [paper]."""
-    return ZinbParams(np.float32(mu), np.float32(theta), np.float32(logit(pi)))

@@ -5,7 +5,7 @@ Standardising per slide uses the slide's own images (no expression); it takes ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.ops.neighbors import knn_graph, neighbor_mean
 
 STANDARDIZATIONS = ("slide", "training")
+BLOCK = 16_384  # spots looked at together
 CLIP = 6.0  # standard deviations; one odd patch must not rule its neighbourhood [ours]
 
 
@@ -42,9 +43,8 @@ def fit_transform(
             f"config.data.standardize must be one of {', '.join(STANDARDIZATIONS)}, found "
             f"{standardize!r}."
         )
-    pooled = np.concatenate(features).astype(np.float64)
-    mean, std = _moments(pooled)
-    f = pooled.shape[1]
+    mean, std = _moments(features)
+    f = len(mean)
     transform = FeatureTransform(
         np.float32(standardize == "slide"),
         mean.astype(np.float32),
@@ -53,28 +53,39 @@ def fit_transform(
     )
     standardized = np.concatenate([standardized_features(transform, x) for x in features])
     p = min(num_components, f, len(standardized) - 1)
-    pca = PCA(p, svd_solver="full" if f <= 2048 else "randomized", random_state=0)
+    many = len(standardized) > 10 * f  # spots: the eigenvectors of the covariance are cheaper
+    solver = "covariance_eigh" if many else "full" if f <= 2048 else "randomized"
+    pca = PCA(p, svd_solver=solver, random_state=0)
     return transform._replace(components=pca.fit(standardized).components_.T.astype(np.float32))
 
 
 def standardized_features(transform: FeatureTransform, features: np.ndarray) -> np.ndarray:
-    """[n, f] float32 with zero mean and unit variance, clipped at CLIP."""
-    if features.shape[1] != len(transform.mean):
-        raise InputError(
-            f"expected features of width {len(transform.mean)} as in training, found "
-            f"{features.shape[1]}; embed the slide with the encoder the model was trained on."
-        )
-    mean, std = (
-        _moments(features.astype(np.float64))
-        if transform.per_slide
-        else (transform.mean, transform.std)
-    )
-    return np.clip((features - mean) / std, -CLIP, CLIP).astype(np.float32)
+    """[n, f] float32 with zero mean and unit variance, clipped at CLIP.
+
+    Raises:
+      ValueError: a width that was not fitted; `eval.model_store` checks slides, and names them.
+    """
+    standardize = _standardizer(transform, features)
+    return np.concatenate([standardize(block) for block in _blocks(features)])
 
 
 def own_features(transform: FeatureTransform, features: np.ndarray) -> np.ndarray:
-    """Principal components [n, p] of a spot's own standardised features."""
-    return standardized_features(transform, features) @ transform.components
+    """Principal components [n, p] of a spot's own standardised features.
+
+    Blockwise: features [n, f] may be an HDF5 dataset that is larger than memory.
+    """
+    standardize = _standardizer(transform, features)
+    return np.concatenate([standardize(b) @ transform.components for b in _blocks(features)])
+
+
+def _standardizer(transform: FeatureTransform, features: np.ndarray):
+    if features.shape[1] != len(transform.mean):
+        raise ValueError(
+            f"expected features of width {len(transform.mean)} as fitted, found "
+            f"{features.shape[1]}."
+        )
+    mean, std = _moments([features]) if transform.per_slide else (transform.mean, transform.std)
+    return lambda x: np.clip((x - mean) / std, -CLIP, CLIP).astype(np.float32)
 
 
 def context_features(
@@ -102,6 +113,18 @@ def window_mean(values: np.ndarray, coords: np.ndarray, size: int) -> np.ndarray
     return neighbor_mean(values, knn_graph(coords, k, include_self=True)) if k else values
 
 
-def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    std = x.std(axis=0)
-    return x.mean(axis=0), np.where(std > 1e-8, std, 1.0)
+def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
+    return (features[i : i + BLOCK] for i in range(0, len(features), BLOCK))
+
+
+def _moments(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [f] over the rows of all arrays, block by block in float64."""
+    n, mean, squares = 0, 0.0, 0.0
+    for x in (block.astype(np.float64) for array in features for block in _blocks(array)):
+        shift = x.mean(axis=0) - mean
+        squares = squares + ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+        squares = squares + shift**2 * n * len(x) / (n + len(x))
+        mean = mean + shift * len(x) / (n + len(x))
+        n += len(x)
+    std = np.sqrt(squares / n)
+    return mean, np.where(std > 1e-8, std, 1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from stfm_jax.data.batching import Batch, PreparedSlide, collate, region
+from stfm_jax.data.batching import TILE, Batch, PreparedSlide, collate, region
 from stfm_jax.errors import InputError
 from stfm_jax.models.task import Task
 from stfm_jax.runtime.checkpoint import Checkpoint
@@ -81,9 +81,8 @@ def train(
     directory = Path(directory)
     history = directory / "history.csv"
     latest, best = Checkpoint(directory / "latest"), Checkpoint(directory / "best")
-    batch = epoch_batches(schedule, slides, task.neighbors, seed, 0)[0][1]
     key_init, key_steps = jax.random.split(jax.random.key(seed))
-    state = create(task, optimizer, key_init, batch)
+    state = create(task, optimizer, key_init, slides[0].features.shape[1])
     steps_per_epoch = -(-len(slides) * schedule.regions_per_slide // schedule.slides_per_step)
     if latest.step is not None and latest.step > schedule.epochs * steps_per_epoch:
         latest.clear()  # of a longer schedule, which was stopped: a refit for fewer epochs now
@@ -102,18 +101,26 @@ def train(
             best.replace(_best(rows)[0], kept)
         latest.save(int(state.step), state)
 
+    def where(step):
+        epoch, index = divmod(step, steps_per_epoch)
+        parts = epoch_steps(schedule, len(slides), seed, epoch)[index]
+        names = ", ".join(sorted({slides[i].name for i, _ in parts}))
+        return f"step {step} (epoch {epoch}), on slide {names}"
+
     with sigterm_flag() as stop, _progress(stage, first_epoch, schedule.epochs) as bar:
         for epoch in range(first_epoch, schedule.epochs):
             started = time.perf_counter()
-            batches = epoch_batches(schedule, slides, task.neighbors, seed, epoch)
-            for _, batch in batches[int(state.step) - epoch * steps_per_epoch :]:
+            first = int(state.step) - epoch * steps_per_epoch
+            for batch in epoch_batches(
+                schedule, slides, task.neighbors, seed, epoch, first, task.tile
+            ):
                 state = train_step(task, optimizer, state, arrays, batch, key_steps)
                 # At an epoch's last step its score and its row come first.
                 if stop.is_set() and int(state.step) < (epoch + 1) * steps_per_epoch:
-                    _check_finite(state, batches, steps_per_epoch, stage)
+                    _check_finite(state, stage, where)
                     save()
                     raise _interrupted(state, stage)
-            _check_finite(state, batches, steps_per_epoch, stage)
+            _check_finite(state, stage, where)
             loss = float(state.loss_sum / state.loss_count)
             state = state._replace(loss_sum=jnp.zeros(()), loss_count=jnp.zeros(()))
             value = np.nan if score is None else score(state.ema_params)
@@ -154,37 +161,49 @@ def _best(rows: Sequence[dict]) -> tuple[int, float]:
     return int(rows[index]["epoch"]), float(scores[index])
 
 
+def epoch_steps(
+    schedule: Schedule, num_slides: int, seed: int, epoch: int
+) -> list[list[tuple[int, int]]]:
+    """The steps of an epoch, each some (slide, which of its regions)."""
+    parts = [(i, j) for i in range(num_slides) for j in range(schedule.regions_per_slide)]
+    order = np.random.default_rng([seed, epoch]).permutation(len(parts))
+    size = schedule.slides_per_step
+    return [[parts[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+
+
 def epoch_batches(
-    schedule: Schedule, slides: Sequence[PreparedSlide], k: int, seed: int, epoch: int
-) -> list[tuple[list[str], Batch]]:
-    """The batches of an epoch with the names of their slides; a function of seed and epoch."""
-    rng = np.random.default_rng([seed, epoch])
+    schedule: Schedule,
+    slides: Sequence[PreparedSlide],
+    k: int,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    tile_size: int = TILE,
+) -> Iterator[Batch]:
+    """The batches of an epoch from its step `first` on; a function of seed, epoch and step."""
     whole = round(schedule.whole_share * schedule.regions_per_slide)
-    parts = [
-        slide if i < whole else region(slide, rng, at_least=4 * k)
-        for slide in slides
-        for i in range(schedule.regions_per_slide)
-    ]
-    order = rng.permutation(len(parts))
-    groups = [
-        [parts[i] for i in order[start : start + schedule.slides_per_step]]
-        for start in range(0, len(parts), schedule.slides_per_step)
-    ]
-    return [([part.name for part in group], collate(group, k)) for group in groups]
+    for parts in epoch_steps(schedule, len(slides), seed, epoch)[first:]:
+        regions = [
+            slides[i]
+            if j < whole
+            else region(slides[i], np.random.default_rng([seed, epoch, i, j]), at_least=4 * k)
+            for i, j in parts
+        ]
+        yield collate(regions, k, tile_size)
 
 
 def _interrupted(state: TrainState, stage: str) -> Interrupted:
     return Interrupted(f"stopped at step {int(state.step)} of {stage}; the same command goes on.")
 
 
-def _check_finite(state: TrainState, batches, steps_per_epoch: int, stage: str) -> None:
+def _check_finite(state: TrainState, stage: str, where: Callable[[int], str]) -> None:
+    """Raises InputError if the loss was not finite; `where` describes a step."""
     bad = int(state.first_bad_step)
     if bad < 0:
         return
-    names = ", ".join(sorted(set(batches[bad % steps_per_epoch][0])))
     raise InputError(
-        f"{stage}: the loss is NaN or infinite at step {bad} (epoch {bad // steps_per_epoch}), on "
-        f"slide {names}. Look at that slide's features and counts, or lower "
+        f"{stage}: the loss is NaN or infinite at {where(bad)}. Look at that slide's "
+        "features and counts, or lower "
         "--config.train.learning_rate in another --workdir; the last good checkpoint is kept."
     )
 

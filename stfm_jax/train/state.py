@@ -48,9 +48,10 @@ class Optimizer:
         )
 
 
-def create(task: Task, optimizer: Optimizer, key: jax.Array, batch: PyTree) -> TrainState:
-    """Fresh state for batches like this one."""
-    params = task.init(key, batch)
+@functools.partial(jax.jit, static_argnames=("task", "optimizer", "num_features"))
+def create(task: Task, optimizer: Optimizer, key: jax.Array, num_features: int) -> TrainState:
+    """Fresh state for spots with this many features."""
+    params = task.init(key, num_features)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

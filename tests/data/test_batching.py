@@ -1,4 +1,4 @@
-"""Buckets, padding and regions."""
+"""Buckets, padding, tiles and regions."""
 
 import jax
 import numpy as np
@@ -8,12 +8,15 @@ from stfm_jax.data.batching import (
     PreparedSlide,
     bucket_size,
     collate,
+    in_order,
     region,
     spacing_units,
+    take,
 )
 from stfm_jax.errors import InputError
 from stfm_jax.ops.frames import edge_geometry
 from stfm_jax.ops.neighbors import knn_graph
+from stfm_jax.ops.tiles import edge_list, hilbert_order
 
 F, G, K = 3, 2, 8
 
@@ -56,68 +59,163 @@ def test_spacing_is_the_unit():
     np.testing.assert_allclose(units - units[0], lattice(6), atol=1e-9)
 
 
+def edges_of(batch):
+    """Senders and receivers [e] and geometry [e, ...] of a batch, without padding."""
+    edges, mask = jax.tree.map(np.asarray, edge_list(batch.tiles)), batch.tiles.mask
+    geometry = jax.tree.map(lambda a: a[mask], batch.tiles.geometry)
+    return edges.senders[edges.mask], edges.receivers[edges.mask], geometry
+
+
+SPOTS = ("features", "anchor", "expr", "place")
+
+
 def test_one_slide_and_its_padding():
     slide = prepared(lattice(7))
     batch = collate([slide], K)
     n, graph = 49, knn_graph(slide.coords, K)
-    e = len(graph.senders)
     assert len(batch.spot_mask) == 64 and batch.spot_mask.sum() == n and batch.spot_mask[:n].all()
-    assert batch.edge_mask.sum() == e and batch.edge_mask[:e].all()
-    for name in ("features", "anchor", "expr", "place"):
+    assert batch.tiles.num_tiles == 1 and batch.tiles.halo.shape == (1, 0)
+    assert batch.tiles.mask.sum() == len(graph.senders) and not batch.tiles.mask[:, n:].any()
+    for name in SPOTS:  # in the order of the input, since there is one tile
         np.testing.assert_array_equal(getattr(batch, name)[:n], getattr(slide, name))
         np.testing.assert_array_equal(getattr(batch, name)[n:], 0)
-    np.testing.assert_array_equal(batch.senders[:e], graph.senders)
-    np.testing.assert_array_equal(batch.receivers[:e], graph.receivers)
-    geometry = edge_geometry(slide.coords, graph)
-    for name in geometry._fields:
-        np.testing.assert_allclose(getattr(batch, name)[:e], getattr(geometry, name), atol=1e-6)
-        assert getattr(batch, name).dtype == np.float32
-    assert (batch.receivers[e:] == 63).all() and (batch.senders[e:] == 63).all()
+    senders, receivers, geometry = edges_of(batch)
+    np.testing.assert_array_equal(senders, graph.senders)
+    np.testing.assert_array_equal(receivers, graph.receivers)
+    for ours, expected in zip(geometry, edge_geometry(slide.coords, graph), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+        assert ours.dtype == np.float32
+    padding = ~np.asarray(edge_list(batch.tiles).mask)
+    assert (np.asarray(edge_list(batch.tiles).senders)[padding] == 0).all()
 
 
-def test_slides_lie_side_by_side_without_edges_between():
-    slides = [prepared(lattice(6)), prepared(hexagons(7), 1), prepared(lattice(5), 2)]
-    batch = collate(slides, K)
-    sizes = [36, 49, 25]
-    real = batch.edge_mask
-    np.testing.assert_array_equal(batch.slide[:110], np.repeat([0, 1, 2], sizes))
-    np.testing.assert_array_equal(
-        batch.slide[batch.senders[real]], batch.slide[batch.receivers[real]]
+@pytest.mark.parametrize("size", [16, 32])
+def test_several_tiles_hold_the_same_slide_along_the_curve(size):
+    slide = prepared(hexagons(7))
+    batch = collate([slide], K, size)
+    assert batch.tiles.num_tiles == 64 // size and batch.tiles.size == size
+    place = batch.place[batch.spot_mask]
+    np.testing.assert_array_equal(place, hilbert_order(slide.coords))
+    np.testing.assert_array_equal(batch.spot_mask, np.arange(64) < 49)
+    for name in SPOTS:
+        np.testing.assert_array_equal(getattr(batch, name)[:49], getattr(slide, name)[place])
+        np.testing.assert_array_equal(getattr(batch, name)[49:], 0)
+    # Edge for edge the graph of the slide, with its geometry.
+    graph = knn_graph(slide.coords, K)
+    senders, receivers, geometry = edges_of(batch)
+    senders, receivers = place[senders], place[receivers]
+    order = np.lexsort((senders, receivers))
+    np.testing.assert_array_equal(senders[order], graph.senders)
+    np.testing.assert_array_equal(receivers[order], graph.receivers)
+    expected = edge_geometry(slide.coords, graph)
+    np.testing.assert_allclose(geometry.distance[order], expected.distance, rtol=1e-6)
+    np.testing.assert_allclose(geometry.edge[order], expected.edge, atol=1e-6)
+    np.testing.assert_allclose(geometry.blend[order], expected.blend, atol=1e-6)
+    trusted = expected.blend > 1e-6  # elsewhere the axes are rounding noise
+    np.testing.assert_allclose(
+        np.abs(geometry.pca[order][trusted]), np.abs(expected.pca[trusted]), atol=1e-5
     )
-    np.testing.assert_array_equal(batch.place[:110], np.concatenate([np.arange(m) for m in sizes]))
-    assert (np.diff(batch.receivers) >= 0).all()  # padding included: reductions rely on it
-    assert batch.senders[real].max() < 110 <= len(batch.spot_mask)
+
+
+def test_a_bucket_is_filled_up_to_whole_tiles():
+    batch = collate([prepared(lattice(11))], K, 48)  # 121 spots, a bucket of 128, 3 tiles of 48
+    assert len(batch.spot_mask) == 144 and batch.tiles.num_tiles == 3
+    small = collate([prepared(lattice(6))], K, 48)  # 36 spots, a bucket of 64
+    assert len(small.spot_mask) == 96 and small.tiles.num_tiles == 2
+    one = collate([prepared(lattice(5))], K, 48)  # 25 spots, a bucket of 32
+    assert len(one.spot_mask) == 32 == one.tiles.size
+
+
+@pytest.mark.parametrize("size", [512, 32])
+def test_slides_lie_side_by_side_without_edges_between(size):
+    slides = [prepared(lattice(6)), prepared(hexagons(7), 1), prepared(lattice(5), 2)]
+    batch = collate(slides, K, size)
+    sizes = [36, 49, 25]
+    senders, receivers, geometry = edges_of(batch)
+    np.testing.assert_array_equal(batch.slide[:110], np.repeat([0, 1, 2], sizes))
+    np.testing.assert_array_equal(batch.slide[senders], batch.slide[receivers])
+    places = np.split(batch.place[:110], np.cumsum(sizes)[:-1])
+    for place, slide in zip(places, slides, strict=True):
+        expected = hilbert_order(slide.coords) if size == 32 else slide.place
+        np.testing.assert_array_equal(place, expected)
+    every = np.asarray(edge_list(batch.tiles).receivers)
+    assert (np.diff(every) >= 0).all()  # padding included: reductions rely on it
+    assert senders.max() < 110 <= len(batch.spot_mask)
     # Each slide's graph and geometry are those it has alone.
-    alone = collate([slides[1]], K)
-    mine = real & (batch.slide[batch.receivers] == 1)
-    for name, shift in (("senders", 36), ("receivers", 36), ("pca", 0), ("edge", 0), ("blend", 0)):
-        np.testing.assert_array_equal(
-            getattr(batch, name)[mine] - shift, getattr(alone, name)[alone.edge_mask]
-        )
+    alone = edges_of(collate([take(slides[1], places[1])], K))
+    mine = batch.slide[receivers] == 1
+    np.testing.assert_array_equal(senders[mine] - 36, alone[0])
+    np.testing.assert_array_equal(receivers[mine] - 36, alone[1])
+    for ours, expected in zip(geometry, alone[2], strict=True):
+        np.testing.assert_array_equal(ours[mine], expected)
+
+
+@pytest.mark.parametrize("size", [512, 16])
+@pytest.mark.parametrize("axes", [(), (3,), (2, 3)])
+def test_rows_come_back_in_the_order_of_the_input(size, axes):
+    slide = prepared(hexagons(7))
+    batch = collate([slide], K, size)
+    scale = 1.0 + np.arange(np.prod(axes, dtype=int), dtype=np.float32).reshape(*axes, 1, 1)
+    ordered = in_order(batch, scale * batch.features)
+    assert ordered.dtype == np.float32
+    np.testing.assert_array_equal(ordered, scale * slide.features)
+    # Also of a slide whose spots were shuffled: their places say where they belong.
+    order = np.random.default_rng(0).permutation(49)
+    shuffled = collate([take(slide, order)], K, size)
+    np.testing.assert_array_equal(in_order(shuffled, shuffled.features), slide.features)
 
 
 def test_unknown_expression_is_zero():
     np.testing.assert_array_equal(collate([prepared(lattice(5), expr=False)], K).expr, 0.0)
 
 
-def test_slides_of_a_bucket_share_shapes():
-    """Random points, squares and hexagons alike: one trace."""
+def shapes_of(coords, size):
+    leaves = jax.tree.leaves(collate([prepared(coords)], K, size))
+    return tuple((a.shape, str(a.dtype)) for a in leaves)
+
+
+def few_points(n):
+    return np.random.default_rng(0).uniform(0, 12, (n, 2))
+
+
+@pytest.mark.parametrize("size", [512, 64])
+@pytest.mark.parametrize(
+    ("points", "sizes"),
+    [(lattice, (12, 13)), (hexagons, (12, 13)), (few_points, (130, 160, 190))],
+    ids=["square", "hexagonal", "random"],
+)
+def test_slides_of_a_bucket_share_shapes(points, sizes, size):
+    """Whatever their number of spots within it: one trace for each way spots are laid out."""
+    assert len({shapes_of(points(n), size) for n in sizes}) == 1
+
+
+def test_layouts_differ_in_the_width_of_their_tables_alone():
+    """Ties make wider tables, so squares, hexagons and random points have a trace each."""
+    batches = [collate([prepared(p)], K) for p in (lattice(12), hexagons(12), few_points(130))]
+    assert [batch.tiles.senders.shape for batch in batches] == [
+        (1, 192, width) for width in (10, 12, 8)
+    ]
+    rest = [jax.tree.map(np.shape, batch._replace(tiles=batch.tiles.halo)) for batch in batches]
+    assert rest[0] == rest[1] == rest[2]
+
+
+def test_regions_of_a_slide_have_few_shapes():
+    """At most two tables in a bucket, with many ties and with holes in the lattice."""
     rng = np.random.default_rng(0)
-    points = [
-        lattice(12), hexagons(12), rng.uniform(0, 12, (130, 2)), rng.uniform(0, 12, (190, 2))
-    ]  # fmt: skip
-    shapes = {
-        tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(collate([prepared(p)], K)))
-        for p in points
-    }
-    assert len(shapes) == 1
+    coords = hexagons(20)
+    slide = prepared(coords[rng.uniform(size=len(coords)) > 0.1])
+    batches = [collate([region(slide, rng, at_least=4 * K)], K, 512) for _ in range(60)]
+    shapes = {batch.tiles.senders.shape for batch in batches}
+    buckets = {len(batch.spot_mask) for batch in batches}
+    assert len(buckets) >= 5 and len(shapes) <= 2 * len(buckets)
 
 
-def test_denser_graphs_get_more_room():
-    """Hexagons that fill a bucket have more edges than k + 2 per spot."""
-    batch = collate([prepared(hexagons(16))], K)  # 256 spots in a bucket of 256
-    assert batch.edge_mask.sum() > 256 * (K + 2)
-    assert len(batch.edge_mask) == 256 * (2 * K + 2)
+def test_ties_get_room():
+    """Hexagons that fill a bucket have up to 12 edges per spot, none of which is lost."""
+    slide = prepared(hexagons(16))
+    batch = collate([slide], K)  # 256 spots in a bucket of 256
+    assert batch.tiles.mask.sum() == len(knn_graph(slide.coords, K).senders) > 256 * (K + 2)
+    assert batch.tiles.senders.shape == (1, 256, 12)
     assert batch.spot_mask.all()
 
 

@@ -106,6 +106,7 @@ def test_genes_absent_from_a_slide(tmp_path):
         datasets.choose_genes(dataset, toys, data)
     data.missing_genes = "drop"
     assert datasets.choose_genes(dataset, toys, data) == ["GENE3"]
+    assert datasets.choose_genes(dataset, toys[:1], data) == ["GENE3"], "T2 could not be scored"
 
 
 def test_simulated_tissue_and_what_is_kept_out_of_it():
@@ -121,6 +122,18 @@ def test_simulated_tissue_and_what_is_kept_out_of_it():
         ("P2_S1", "P2_S2"),
     ]
     assert dataset.split.startswith("simulated")
+
+
+def test_an_unknown_field_of_the_tissue():
+    data = tiny.config(data__reader="simulated").data.unlock()
+    data.tissue.genes, data.tissue.spot = 5, 20
+    for make in (datasets.load, datasets.unseen):
+        with pytest.raises(
+            InputError,
+            match="config.data.tissue has no field 'genes', 'spot'; it "
+            r"has num_sections, spots, num_genes",
+        ):
+            make(data)
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):

@@ -137,6 +137,16 @@ def test_duplicate_symbols_are_summed_and_ensembl_ids_named(tmp_path):
     np.testing.assert_array_equal(slide.counts[:, 0].toarray()[:, 0], COUNTS[:, 0] + COUNTS[:, 2])
 
 
+def test_a_file_without_spots_says_so(tmp_path):
+    """Whatever columns it has: none of them can be constant, or on tissue."""
+    adata = _adata()
+    adata.obs["patient"], adata.obs["section"], adata.obs["in_tissue"] = "P1", "a", 1
+    adata[:0].copy().write_h5ad(tmp_path / "slide.h5ad")
+    for read in (h5ad.read, h5ad.read_stack):
+        with pytest.raises(InputError, match=r"slide\.h5ad\): has no spots"):
+            read(tmp_path / "slide.h5ad")
+
+
 def test_stack_is_split_by_section_and_ordered_by_height(tmp_path):
     adata = _adata()
     adata.obs["section"] = ["b", "a", "b"] * 3

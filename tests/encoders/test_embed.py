@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from hest_layout import toy_slide
+from tqdm import tqdm
 
 from stfm_jax.data import embeddings
 from stfm_jax.encoders import embed
@@ -94,6 +95,20 @@ def test_a_cache_of_shuffled_spots_is_matched_by_barcode(tmp_path):
     embedded([slide.subset(order)], ENCODER, tmp_path)
     (again,) = embedded([slide], ENCODER, tmp_path)
     np.testing.assert_array_equal(again.features[:, 0], np.arange(40))
+
+
+def test_a_failure_closes_the_progress_bar():
+    """Its last line is ended, so that the error has a line of its own."""
+    bars = []
+    bar = mock.Mock(side_effect=lambda *a, **k: bars.append(tqdm(*a, **k)) or bars[-1])
+    broken = mock.Mock(side_effect=InputError("a damaged image"))
+    with (
+        mock.patch.object(embed, "tqdm", bar),
+        mock.patch.object(Shades, "read", broken),
+        pytest.raises(InputError, match="damaged"),
+    ):
+        embed.embed(with_patches(), ENCODER)
+    assert [made.disable for made in bars] == [True], "tqdm's own mark of a closed bar"
 
 
 def test_a_failure_leaves_no_cache(tmp_path):

@@ -2,10 +2,10 @@
 
 import jax
 import numpy as np
+import numpyro.distributions as npd
 import pytest
 from scipy import stats
 
-from stfm_jax.errors import InputError
 from stfm_jax.flow import priors
 
 N = 40_000
@@ -85,7 +85,12 @@ def test_cp10k_draws_are_scaled_counts():
 
 
 def test_published_scalar_prior():
+    """The public code's, in its own parameters: total_count 1, logits 0.1, zero inflation 0."""
+    theirs = npd.ZeroInflatedDistribution(npd.NegativeBinomialLogits(1.0, 0.1), gate_logits=0.0)
     prior = priors.zinb_scalar_prior(3)
+    assert (np.diff(prior.cdf, axis=0) == 0).all()
+    expected = np.cumsum(np.exp(theirs.log_prob(np.arange(30))))
+    np.testing.assert_allclose(prior.cdf[0, :30], expected, atol=1e-5)
     counts, mu = np.expm1(draws(prior)), np.exp(0.1)
     np.testing.assert_allclose(counts.mean(axis=0), mu / 2, atol=0.03)
     np.testing.assert_allclose((counts < 0.5).mean(axis=0), 0.5 + 0.5 / (1 + mu), atol=0.01)
@@ -135,9 +140,3 @@ def test_one_trace_serves_priors_of_every_kind():
     ]
     shapes = [[(a.shape, a.dtype) for a in map(np.asarray, prior)] for prior in kinds]
     assert all(s == shapes[0] for s in shapes)
-
-
-def test_unknown_name():
-    priors.check_name("zinb_fit")
-    with pytest.raises(InputError, match=r"zinb_scalar.*found 'zinb'"):
-        priors.check_name("zinb")

@@ -1,4 +1,4 @@
-"""STFlow from slide to prediction: what moving, permuting, padding and batching may not change.
+"""STFlow from slide to prediction: what moving, permuting, padding and tiling may not change.
 
 Networks get large random weights, so that every path through them counts and the tests can fail;
 `test_published_frames_fail_on_lattices` shows that they do.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stfm_jax.data.batching import Batch, bucket_size, collate
+from stfm_jax.data.batching import Batch, bucket_size, collate, in_order, take
 from stfm_jax.data.slide import Slide
 from stfm_jax.models.stflow import STFlow
 from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
@@ -30,9 +30,12 @@ TASKS = {
     "kernel": dataclasses.replace(
         PLAIN, anchor="kernel", context=(9, 25), image=ImageTower(NUM_GENES, width=16)
     ),
-    "published": dataclasses.replace(PLAIN, network=NETWORK.clone(expression="differences")),
+    "published": dataclasses.replace(
+        PLAIN, network=dataclasses.replace(NETWORK, expression="differences")
+    ),
 }
-PUBLISHED_FRAMES = dataclasses.replace(PLAIN, network=NETWORK.clone(frames="pca"))
+TASKS["tiles"] = dataclasses.replace(TASKS["kernel"], tile=64)
+PUBLISHED_FRAMES = dataclasses.replace(PLAIN, network=dataclasses.replace(NETWORK, frames="pca"))
 
 
 def square_lattice(side=14):
@@ -97,16 +100,26 @@ class Model:
     def prepare(self, slide):
         return self.task.prepare(slide, self.fitted, GENES)
 
+    def collate(self, *slides):
+        return collate(slides, K, self.task.tile)
+
     def draw(self, batch, draws=1):
+        """[draws, n, g], slide by slide, each in the order of its input."""
         arrays = (self.params, self.fitted.flow, batch, jax.random.key(7))
-        return np.asarray(self.task.sample(*arrays, draws=draws))[:, batch.spot_mask]
+        return np.asarray(self.task.sample(*arrays, draws=draws))[:, rows_of(batch)]
 
     def posterior_mean(self, batch):
         arrays = (self.params, self.fitted.flow, batch, jax.random.key(7))
-        return np.asarray(self.task.posterior_mean(*arrays, draws=2))[batch.spot_mask]
+        return np.asarray(self.task.posterior_mean(*arrays, draws=2))[rows_of(batch)]
 
     def predict(self, slide):
-        return self.draw(collate([self.prepare(slide)], K))[0]
+        return self.draw(self.collate(self.prepare(slide)))[0]
+
+
+def rows_of(batch):
+    """The batch's rows that are spots, ordered by slide and place."""
+    rows = np.flatnonzero(batch.spot_mask)
+    return rows[np.lexsort((batch.place[rows], batch.slide[rows]))]
 
 
 @functools.cache
@@ -125,8 +138,7 @@ def perturbed(params, scale=0.3, seed=0):
 @functools.cache
 def model_of(task):
     fitted = task.fit(training_slides(), GENES).fitted
-    batch = collate([task.prepare(training_slides()[0], fitted, GENES)], K)
-    params = jax.jit(task.init)(jax.random.key(0), batch)
+    params = jax.jit(task.init, static_argnums=1)(jax.random.key(0), task.input_width(fitted))
     return Model(task, fitted, perturbed(params))
 
 
@@ -143,9 +155,13 @@ def unmoved(name, points):
     return slide, model_of(TASKS[name]).predict(slide)
 
 
-@pytest.mark.parametrize("move", MOVES)
+# Tiles are cut anew after every move, and other shapes are compiled: one move stands for all.
+MOVED = [(name, move) for name in ("no anchor", "kernel", "published") for move in MOVES]
+MOVED.append(("tiles", "all at once"))
+
+
 @pytest.mark.parametrize("points", POINTS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("name", "move"), MOVED)
 def test_moving_a_slide_changes_nothing(name, points, move):
     slide, base = unmoved(name, points)
     assert change(base, model_of(TASKS[name]).predict(moved(slide, **MOVES[move]))) < 1e-4
@@ -157,7 +173,7 @@ def test_moving_a_slide_keeps_the_posterior_mean(name, points):
     model = model_of(TASKS[name])
     slide = make_slide(POINTS[points](), seed=9)
     base, other = (
-        model.posterior_mean(collate([model.prepare(s)], K))
+        model.posterior_mean(model.collate(model.prepare(s)))
         for s in (slide, moved(slide, **MOVES["all at once"]))
     )
     assert change(base, other) < 1e-4
@@ -180,21 +196,52 @@ def test_coordinates_do_matter():
     assert change(model.predict(slide), model.predict(other)) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["no anchor", "kernel"])
-def test_permuting_spots_with_their_noise_permutes_the_output(name):
+@pytest.mark.parametrize("points", ["random", "square", "hexagonal"])
+def test_tiles_change_nothing(points):
+    """Four tiles of 64 against one, with the same weights."""
+    tiled, whole = model_of(TASKS["tiles"]), model_of(TASKS["kernel"])
+    slide, base = unmoved("kernel", points)
+    assert tiled.collate(tiled.prepare(slide)).tiles.num_tiles == 4
+    assert whole.collate(whole.prepare(slide)).tiles.num_tiles == 1
+    jax.tree.map(np.testing.assert_array_equal, tiled.params, whole.params)
+    assert change(base, unmoved("tiles", points)[1]) < 1e-4
+
+
+@pytest.mark.parametrize("points", ["square", "hexagonal"])
+@pytest.mark.parametrize("name", ["kernel", "tiles"])
+def test_permuting_spots_with_their_noise_changes_nothing(name, points):
+    """The batch's rows are permuted, or other tiles cut; read by place, the output is the same."""
     model = model_of(TASKS[name])
-    slide, base = unmoved(name, "hexagonal")
+    slide, base = unmoved(name, points)
     order = np.random.default_rng(3).permutation(slide.num_spots)
     prepared = dataclasses.replace(model.prepare(slide.subset(order)), place=order.astype(np.int32))
-    assert change(base[order], model.draw(collate([prepared], K))[0]) < 1e-4
+    assert change(base, model.draw(model.collate(prepared))[0]) < 1e-4
     # Without its place a spot would get another's noise.
     assert change(base[order], model.predict(slide.subset(order))) > 1e-2
 
 
+@pytest.mark.parametrize("name", ["kernel", "tiles"])
+def test_in_order_gives_rows_as_in_the_input(name):
+    """Of a shuffled slide: features, draws and their mean."""
+    model = model_of(TASKS[name])
+    slide = unmoved(name, "hexagonal")[0]
+    shuffled = slide.subset(np.random.default_rng(3).permutation(slide.num_spots))
+    for s in (slide, shuffled):
+        prepared = model.prepare(s)
+        batch = model.collate(prepared)
+        np.testing.assert_array_equal(in_order(batch, batch.features), prepared.features)
+        arrays = (model.params, model.fitted.flow, batch, jax.random.key(7))
+        draws = in_order(batch, model.task.sample(*arrays, draws=1))
+        assert draws.shape == (1, slide.num_spots, NUM_GENES)
+        np.testing.assert_array_equal(draws, model.draw(batch))
+    batch = model.collate(model.prepare(slide))
+    np.testing.assert_array_equal(in_order(batch, batch.expr), model.prepare(slide).expr)
+
+
 def with_garbage(batch: Batch) -> Batch:
-    """The same batch with large numbers wherever there is padding."""
-    spot, edge = batch.spot_mask, batch.edge_mask
-    assert not edge.all()
+    """The same batch with large numbers, and other rows, wherever there is padding."""
+    spot, tiles = batch.spot_mask, batch.tiles
+    assert not tiles.mask.all()
     rng = np.random.default_rng(0)
 
     def fill(value, mask):
@@ -202,29 +249,53 @@ def with_garbage(batch: Batch) -> Batch:
         out[~mask] = 50.0 * rng.normal(size=out[~mask].shape)
         return out
 
+    size, (p, width) = tiles.size, tiles.halo.shape
+    unused = np.ones((p, width), bool)
+    for i in range(p):
+        looked_at = tiles.senders[i][tiles.mask[i]]
+        unused[i, looked_at[looked_at >= size] - size] = False
+    anywhere = rng.integers(0, size + width, tiles.senders.shape)
+    tiles = tiles._replace(
+        halo=np.where(unused, rng.integers(0, len(spot), unused.shape), tiles.halo).astype(
+            np.int32
+        ),
+        senders=np.where(tiles.mask, tiles.senders, anywhere).astype(np.int32),
+        geometry=jax.tree.map(lambda a: fill(a, tiles.mask), tiles.geometry),
+    )
     return batch._replace(
         **{name: fill(getattr(batch, name), spot) for name in ("features", "anchor", "expr")},
-        **{name: fill(getattr(batch, name), edge) for name in ("pca", "edge", "distance")},
-        senders=np.where(edge, batch.senders, 0),
         place=np.where(spot, batch.place, 3),
+        tiles=tiles,
     )
 
 
 @pytest.mark.parametrize("num_spots", [196, 192])
-def test_what_lies_in_the_padding_does_not_matter(num_spots):
-    """192 spots fill their bucket: the padded edges then lie at a real spot."""
-    model = model_of(TASKS["no anchor"])
-    batch = collate([model.prepare(make_slide(hexagonal_lattice()[:num_spots], seed=9))], K)
+@pytest.mark.parametrize("name", ["no anchor", "tiles"])
+def test_what_lies_in_the_padding_does_not_matter(name, num_spots):
+    """192 spots fill their bucket: the padded edges then lie at real spots alone."""
+    model = model_of(TASKS[name])
+    batch = model.collate(model.prepare(make_slide(hexagonal_lattice()[:num_spots], seed=9)))
     assert batch.spot_mask.all() == (num_spots == 192)
-    assert change(model.draw(batch)[0], model.draw(with_garbage(batch))[0]) < 1e-5
+    garbage = with_garbage(batch)
+    assert (garbage.tiles.senders != batch.tiles.senders).any()
+    assert (garbage.tiles.halo != batch.tiles.halo).any() == (name == "tiles")
+    rows = rows_of(batch)
+    arrays = (model.params, model.fitted.flow)
+    base, other = (
+        np.asarray(model.task.sample(*arrays, b, jax.random.key(7), draws=1))[0, rows]
+        for b in (batch, garbage)
+    )
+    assert change(base, other) < 1e-5
 
 
-def test_company_and_bigger_buckets_change_nothing():
-    """Two slides in one batch, which is a bigger bucket for both."""
-    model = model_of(TASKS["kernel"])
+@pytest.mark.parametrize("name", ["kernel", "tiles"])
+def test_company_and_bigger_buckets_change_nothing(name):
+    """Two slides in one batch, which is a bigger bucket for both; a tile holds spots of either."""
+    model = model_of(TASKS[name])
     slides = [make_slide(hexagonal_lattice(), seed=9), make_slide(random_points(190), seed=10)]
     first, second = (model.prepare(s) for s in slides)
-    both, alone_0, alone_1 = (collate(list(s), K) for s in ((first, second), [first], [second]))
+    both = model.collate(first, second)
+    alone_0, alone_1 = model.collate(first), model.collate(second)
     assert len(both.spot_mask) == bucket_size(386) > len(alone_0.spot_mask)
     together_0, together_1 = np.split(model.draw(both)[0], [196])
     assert change(model.draw(alone_0)[0], together_0) < 1e-5
@@ -236,17 +307,16 @@ def test_company_and_bigger_buckets_change_nothing():
 
 def test_draws_are_the_same_however_many_are_taken():
     model = model_of(TASKS["kernel"])
-    batch = collate([model.prepare(make_slide(hexagonal_lattice(), seed=9))], K)
+    batch = model.collate(model.prepare(make_slide(hexagonal_lattice(), seed=9)))
     one, two = model.draw(batch), model.draw(batch, draws=2)
     assert change(two[0], one[0]) < 1e-5 and change(two[0], two[1]) > 1e-2
 
 
-def test_loss_ignores_the_padding():
-    model = model_of(TASKS["kernel"])
-    batch = collate([model.prepare(make_slide(square_lattice(), seed=9))], K)
-    image = model.task.image.clone(dropout=0.0, noise=0.0)
-    task = dataclasses.replace(model.task, image=image)
-    step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+@pytest.mark.parametrize("name", ["kernel", "tiles"])
+def test_loss_ignores_the_padding(name):
+    model = model_of(TASKS[name])
+    batch = model.collate(model.prepare(make_slide(square_lattice(), seed=9)))
+    step = jax.jit(jax.value_and_grad(model.task.loss, has_aux=True))
     results = [
         step(model.params, model.fitted.flow, b, jax.random.key(0))
         for b in (batch, with_garbage(batch))
@@ -260,6 +330,31 @@ def test_loss_ignores_the_padding():
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
         assert np.isfinite(a).all() and np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, atol=1e-4 * scale)
+
+
+def test_noise_of_training_is_the_spots_own():
+    """With dropout everywhere, neither tiles nor padding nor an order of spots change the loss."""
+    network = dataclasses.replace(NETWORK, dropout=0.3, feature_noise=0.5, feature_dropout=0.2)
+    slide = make_slide(hexagonal_lattice(), seed=9)
+    order = np.random.default_rng(3).permutation(slide.num_spots)
+    losses = {}
+    for name in ("kernel", "tiles"):
+        model = model_of(TASKS[name])
+        loss = jax.jit(dataclasses.replace(model.task, network=network).loss)
+        prepared = model.prepare(slide)
+        batches = {
+            "": model.collate(prepared),
+            "garbage": with_garbage(model.collate(prepared)),
+            "order": model.collate(take(prepared, order)),
+        }
+        for how, batch in batches.items():
+            arrays = (model.params, model.fitted.flow, batch)
+            losses[name, how] = float(loss(*arrays, jax.random.key(0))[0])
+        losses[name, "other noise"] = float(loss(*arrays, jax.random.key(1))[0])
+    base = losses["kernel", ""]
+    for (_, how), value in losses.items():
+        assert value == pytest.approx(base, rel=1e-4) or how == "other noise"
+        assert abs(value / base - 1) > 0.01 or how != "other noise"
 
 
 def test_one_trace_serves_all_folds_of_a_bucket():
@@ -278,7 +373,7 @@ def test_one_trace_serves_all_folds_of_a_bucket():
     for fold in range(3):
         training = [s for i, s in enumerate(slides) if i != fold]
         fitted = task.fit(training, GENES).fitted
-        batch = collate([task.prepare(slides[fold], fitted, GENES)], K)
+        batch = collate([task.prepare(slides[fold], fitted, GENES)], K, task.tile)
         assert len(batch.spot_mask) == 128
         jax.eval_shape(step, params, fitted.flow, batch, jax.random.key(fold))
         draws = task.sample(params, fitted.flow, batch, jax.random.key(fold), draws=2)

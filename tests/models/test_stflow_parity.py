@@ -1,5 +1,7 @@
 """The network in its published form against the independent PyTorch reference."""
 
+import dataclasses
+import functools
 import importlib.util
 import pathlib
 
@@ -10,10 +12,10 @@ import pytest
 
 from stfm_jax.data.batching import spacing_units
 from stfm_jax.flow.solvers import euler
-from stfm_jax.nn.blocks import Edges
 from stfm_jax.nn.stflow_net import STFlowNet
 from stfm_jax.ops.frames import edge_geometry
 from stfm_jax.ops.neighbors import knn_graph
+from stfm_jax.ops.tiles import tile
 
 torch = pytest.importorskip("torch")
 
@@ -59,11 +61,9 @@ def inputs():
     }
 
 
-def edges_of(coords, dtype):
+def tiles_of(coords, dtype, size=N):
     graph = knn_graph(coords, K)
-    geometry = edge_geometry(coords, graph)
-    mask = np.ones(len(graph.senders), bool)
-    return Edges(*graph, mask, *(a.astype(dtype) for a in geometry))
+    return tile(graph, edge_geometry(coords, graph), N, size, dtype)
 
 
 def run_both(model, inputs, t, dtype):
@@ -75,8 +75,8 @@ def run_both(model, inputs, t, dtype):
         theirs = model(*tensors, torch.from_numpy(inputs["coords"])).numpy()
     with jax.enable_x64(dtype == np.float64):
         params = reference.copy_weights_to_jax(model)
-        edges = edges_of(inputs["coords"], dtype)
-        ours = np.asarray(apply(params, x, np.full(N, t, dtype), features, edges))
+        tiles = tiles_of(inputs["coords"], dtype)
+        ours = np.asarray(apply(params, x, np.full(N, t, dtype), features, tiles))
     assert ours.dtype == theirs.dtype == dtype
     return ours, theirs
 
@@ -112,13 +112,10 @@ def test_weights_round_trip():
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
-def test_weights_of_an_initialised_network(inputs):
-    """JAX -> torch, with the tree that flax itself makes."""
-    t = np.full(N, 0.6, np.float32)
-    edges = edges_of(inputs["coords"], np.float32)
-    network = NETWORK.clone(zero_init=False)
-    init = jax.jit(network.init)
-    params = init(jax.random.key(3), inputs["x"], t, inputs["features"], edges)
+def test_weights_of_an_initialised_network():
+    """JAX -> torch, with the tree that the network itself makes."""
+    network = dataclasses.replace(NETWORK, zero_init=False)
+    params = jax.jit(network.init, static_argnums=1)(jax.random.key(3), F)
     model = torch_model()
     reference.copy_weights_from_jax(params, model)
     expected = reference.copy_weights_to_jax(model)
@@ -130,11 +127,11 @@ def test_copy_refuses_other_trees(inputs):
     model = torch_model()
     params = reference.copy_weights_to_jax(model)
     with pytest.raises(ValueError, match="embed_features"):
-        reference.copy_weights_from_jax({"params": {}}, model)
-    extra = {"params": {**params["params"], "blocks_9": {"norm": {"bias": np.zeros(2)}}}}
+        reference.copy_weights_from_jax({}, model)
+    extra = {**params, "block_9": {"norm": {"bias": np.zeros(2)}}}
     with pytest.raises(ValueError, match="are"):
         reference.copy_weights_from_jax(extra, model)
-    wide = {"params": {**params["params"], "embed_features": {"kernel": np.zeros((9, 32))}}}
+    wide = {**params, "embed_features": {"kernel": np.zeros((9, 32))}}
     with pytest.raises(ValueError, match="embed_features/kernel"):
         reference.copy_weights_from_jax(wide, model)
 
@@ -142,13 +139,8 @@ def test_copy_refuses_other_trees(inputs):
 def test_parameter_count_is_the_published_one():
     model = reference.STFlow()
     assert sum(p.numel() for p in model.parameters()) == 1_147_724
-    edges = Edges(*(jnp.zeros(s) for s in ((9,), (9,), (9,), (9, 2), (9, 2), (9,), (9,))))
-    edges = edges._replace(senders=jnp.zeros(9, int), receivers=jnp.zeros(9, int))
     network = STFlowNet(50, expression="differences")
-    shapes = jax.eval_shape(
-        network.init, jax.random.key(0), jnp.zeros((4, 50)), jnp.zeros(4), jnp.zeros((4, 1024)),
-        edges,
-    )  # fmt: skip
+    shapes = jax.eval_shape(functools.partial(network.init, num_features=1024), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 1_147_724
 
 
@@ -176,10 +168,10 @@ def test_sampler_agrees(inputs, times, evaluations):
     assert count == evaluations
 
     params = reference.copy_weights_to_jax(model)
-    edges = edges_of(inputs["coords"], np.float32)
+    tiles = tiles_of(inputs["coords"], np.float32)
 
     def denoiser(x, t):
-        return apply(params, x, jnp.full(N, t), inputs["features"], edges)
+        return apply(params, x, jnp.full(N, t), inputs["features"], tiles)
 
     ours = jax.jit(lambda x, t: euler(denoiser, x, t))(x_0.numpy(), times.numpy())
     scale = np.sqrt(np.mean(theirs.numpy() ** 2))

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from stfm_jax.nn.blocks import AttentionLogits, Edges, FrameFeatures, SpatialBlock
+from stfm_jax.nn.blocks import AttentionLogits, FrameFeatures, SpatialBlock
 from stfm_jax.nn.mlp import ExpressionHead, LayerNorm, SwiGLU, TimeEmbedding
+from stfm_jax.ops.frames import EdgeGeometry
+from stfm_jax.ops.tiles import Edges
 
-N, E, D, HEADS, G = 10, 40, 16, 2, 5
+N, R, K, D, HEADS, G = 10, 14, 4, 16, 2, 5  # receivers, rows, edges of a receiver
+E = N * K
+FORMS = ["list", "table"]
 DH = D // HEADS
 
 
@@ -41,22 +45,48 @@ def swiglu(x, p):
     return dense(layer_norm(gate(dense(x, w1)), p["norm"]), p["w2"])
 
 
+def attention_mlp(x, p):
+    """SwiGLU to one number, as its weights are stored."""
+    w1, project = {"kernel": p["w1_kernel"], "bias": p["w1_bias"]}, p["project"]
+    normed = layer_norm(gate(dense(x, w1)), project)
+    return dense(normed, {"kernel": project["kernel"][:, 0], "bias": project["shift"]})
+
+
 def double(params):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), params)["params"]
 
 
 @pytest.fixture(scope="module")
 def edges():
+    """A list; every receiver has as many, so that it is a table too."""
     rng = np.random.default_rng(0)
     return Edges(
-        senders=rng.integers(0, N, E).astype(np.int32),
-        receivers=np.sort(np.repeat(np.arange(N), E // N)).astype(np.int32),
+        senders=rng.integers(0, R, E).astype(np.int32),
+        receivers=np.repeat(np.arange(N), K).astype(np.int32),
         mask=np.ones(E, bool),
+    )
+
+
+@pytest.fixture(scope="module")
+def geometry():
+    rng = np.random.default_rng(0)
+    return EdgeGeometry(
         pca=rng.normal(size=(E, 2)).astype(np.float32),
         edge=rng.normal(size=(E, 2)).astype(np.float32),
         distance=rng.uniform(0.5, 2.0, E).astype(np.float32),
         blend=rng.uniform(0.0, 1.0, E).astype(np.float32),
     )
+
+
+def in_form(form, values):
+    """An array over the edge list, or with a row per receiver."""
+    return values if form == "list" else values.reshape(N, K, *values.shape[1:])
+
+
+def edges_in_form(form, edges):
+    if form == "list":
+        return edges
+    return Edges(in_form(form, edges.senders), np.arange(N)[:, None], in_form(form, edges.mask))
 
 
 def normal(*shape, seed=1):
@@ -106,85 +136,108 @@ def test_time_embedding():
         np.testing.assert_allclose(apply(params, t[1]), expected[1], atol=2e-3)
 
 
-def test_split_attention_equals_the_concatenation(edges):
-    q, k, y = normal(N, HEADS, DH), normal(N, HEADS, DH, seed=2), normal(N, G, seed=3)
+@pytest.mark.parametrize("form", FORMS)
+def test_split_attention_equals_the_concatenation(edges, form):
+    q, k, y = normal(N, HEADS, DH), normal(R, HEADS, DH, seed=2), normal(R, G, seed=3)
     frames = normal(E, HEADS, DH, seed=4)
-    init = jax.jit(AttentionLogits().init)
-    params = noisy(init(jax.random.key(0), q, k, frames, y, edges))
+    inputs = q, k, in_form(form, frames), y, edges_in_form(form, edges)
+    params = noisy(jax.jit(AttentionLogits().init)(jax.random.key(0), *inputs))
     i, j = edges.receivers, edges.senders
     difference = np.repeat((y[j] - y[i])[:, None], HEADS, axis=1)
     pair = np.concatenate([q[i], k[j], frames, difference], axis=-1).astype(np.float64)
-    logits = jax.jit(AttentionLogits().apply)(params, q, k, frames, y, edges)
-    assert logits.shape == (E, HEADS)
-    np.testing.assert_allclose(logits, swiglu(pair, double(params))[..., 0], atol=1e-4)
+    logits = jax.jit(AttentionLogits().apply)(params, *inputs)
+    expected = attention_mlp(pair, double(params))
+    assert expected.shape == (E, HEADS)
+    np.testing.assert_allclose(logits, in_form(form, expected), atol=1e-4)
 
 
 init_frames = jax.jit(FrameFeatures(D).init)
 apply_frames = jax.jit(FrameFeatures.apply, static_argnums=0)
 
 
-def frame_features(edges, frames="blended", params=None):
-    params = params or noisy(init_frames(jax.random.key(0), edges))
-    return np.asarray(apply_frames(FrameFeatures(D, frames), params, edges)), params
+def frame_features(geometry, frames="blended", params=None):
+    params = params or noisy(init_frames(jax.random.key(0), geometry))
+    return np.asarray(apply_frames(FrameFeatures(D, frames), params, geometry)), params
 
 
-def test_pca_branch_is_the_mean_over_four_frames(edges):
-    ours, params = frame_features(edges, "pca")
+def in_frame(offset, distance):
+    """What the frame network sees of an edge."""
+    return np.concatenate([offset, distance[:, None]], axis=1).astype(np.float64)
+
+
+def test_pca_branch_is_the_mean_over_four_frames(geometry):
+    ours, params = frame_features(geometry, "pca")
     inputs = [
-        np.concatenate([edges.pca * signs, edges.distance[:, None]], axis=1).astype(np.float64)
+        in_frame(geometry.pca * signs, geometry.distance)
         for signs in ((1, 1), (1, -1), (-1, 1), (-1, -1))
     ]
     expected = np.mean([swiglu(x, double(params)) for x in inputs], axis=0)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
-def test_blend_goes_from_the_edges_own_frame_to_pca(edges):
-    blended, params = frame_features(edges)
-    pca, _ = frame_features(edges, "pca", params)
-    at_one, _ = frame_features(edges._replace(blend=np.ones(E, np.float32)), params=params)
-    at_zero, _ = frame_features(edges._replace(blend=np.zeros(E, np.float32)), params=params)
+def test_blend_goes_from_the_edges_own_frame_to_pca(geometry):
+    blended, params = frame_features(geometry)
+    pca, _ = frame_features(geometry, "pca", params)
+    at_one, _ = frame_features(geometry._replace(blend=np.ones(E, np.float32)), params=params)
+    at_zero, _ = frame_features(geometry._replace(blend=np.zeros(E, np.float32)), params=params)
     np.testing.assert_allclose(at_one, pca, atol=1e-5)
-    inputs = [
-        np.concatenate([edges.edge * signs, edges.distance[:, None]], axis=1).astype(np.float64)
-        for signs in ((1, 1), (1, -1))
-    ]
+    inputs = [in_frame(geometry.edge * signs, geometry.distance) for signs in ((1, 1), (1, -1))]
     expected = np.mean([swiglu(x, double(params)) for x in inputs], axis=0)
     np.testing.assert_allclose(at_zero, expected, atol=1e-4)
-    weight = edges.blend[:, None]
+    weight = geometry.blend[:, None]
     np.testing.assert_allclose(blended, weight * pca + (1 - weight) * at_zero, atol=1e-4)
 
 
-def test_arbitrary_signs_do_not_matter(edges):
-    base, params = frame_features(edges)
-    flipped = edges._replace(pca=edges.pca * [-1, 1], edge=edges.edge * [1, -1])
+def test_arbitrary_signs_do_not_matter(geometry):
+    base, params = frame_features(geometry)
+    flipped = geometry._replace(pca=geometry.pca * [-1, 1], edge=geometry.edge * [1, -1])
     np.testing.assert_allclose(frame_features(flipped, params=params)[0], base, atol=1e-5)
-    wrong = edges._replace(edge=edges.edge * [-1, 1])  # towards or away from the neighbour
+    wrong = geometry._replace(edge=geometry.edge * [-1, 1])  # towards or away from the neighbour
     assert np.abs(frame_features(wrong, params=params)[0] - base).max() > 0.1
 
 
-def test_radial_frames_see_the_distance_alone(edges):
-    base, params = frame_features(edges, "radial")
-    other = edges._replace(pca=edges.pca + 1, edge=edges.edge - 1, blend=1 - edges.blend)
+def test_radial_frames_see_the_distance_alone(geometry):
+    base, params = frame_features(geometry, "radial")
+    other = geometry._replace(
+        pca=geometry.pca + 1, edge=geometry.edge - 1, blend=1 - geometry.blend
+    )
     np.testing.assert_array_equal(frame_features(other, "radial", params)[0], base)
-    farther = edges._replace(distance=edges.distance + 1)
+    farther = geometry._replace(distance=geometry.distance + 1)
     assert np.abs(frame_features(farther, "radial", params)[0] - base).max() > 0.1
 
 
+def test_frames_of_a_table_are_those_of_the_list(geometry):
+    """Whatever the leading axes: a list [e] or tiles [p, T, K]."""
+    base, params = frame_features(geometry)
+    tiles = jax.tree.map(lambda a: a.reshape(2, N // 2, K, *a.shape[1:]), geometry)
+    np.testing.assert_allclose(
+        frame_features(tiles, params=params)[0], base.reshape(2, N // 2, K, D), atol=1e-6
+    )
+
+
 BLOCK = SpatialBlock(HEADS, G, dropout=0.5, zero_init=False)
-
-
-def init_block(edges):
-    h, y, frames = normal(N, D), normal(N, G, seed=2), normal(E, D, seed=3)
-    init = jax.jit(BLOCK.init, static_argnums=5)
-    return noisy(init(jax.random.key(0), h, y, frames, edges, False), scale=0.1), h, y, frames
-
-
 run_block = jax.jit(BLOCK.apply, static_argnums=5)
 
 
-def test_block_equals_loops_over_spots(edges):
+def init_block(edges):
+    h, y, frames = normal(R, D), normal(R, G, seed=2), normal(E, D, seed=3)
+    init = jax.jit(BLOCK.init, static_argnums=5)
+    return noisy(init(jax.random.key(0), h, y, frames, edges, N), scale=0.1), h, y, frames
+
+
+def run(form, params, h, y, frames, edges, keys=None):
+    """The block over an edge list, done in either form."""
+    inputs = h, y, in_form(form, frames), edges_in_form(form, edges), N, keys
+    return [np.asarray(a) for a in run_block(params, *inputs)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_block_equals_loops_over_spots(edges, form):
+    """Receivers are the first rows; the others are looked at alone."""
     params, h, y, frames = init_block(edges)
-    tokens, expression = run_block(params, h, y, frames, edges, False)
+    tokens, expression = run(form, params, h, y, frames, edges)
+    assert tokens.shape == (N, D) and expression.shape == (N, G)
+    assert (edges.senders >= N).any()
     p, h, y, frames = double(params), *(a.astype(np.float64) for a in (h, y, frames))
     q, k, v = np.split(dense(layer_norm(h, p["norm"]), p["qkv"]), 3, axis=1)
     expected = []
@@ -198,7 +251,7 @@ def test_block_equals_loops_over_spots(edges):
                 np.concatenate([q[i, part], k[j, part], frames[e, part], y[j] - y[i]])
                 for e, j in zip(mine, js, strict=True)
             ]
-            logits = swiglu(np.stack(rows), p["logits"])[:, 0]
+            logits = attention_mlp(np.stack(rows), p["logits"])
             weights = np.exp(logits - logits.max())
             weights /= weights.sum()
             values.append(weights @ v[js, part])
@@ -210,45 +263,58 @@ def test_block_equals_loops_over_spots(edges):
     np.testing.assert_allclose(expression, head(expected, p["head"]), atol=1e-3)
 
 
-def test_masked_edges_do_not_matter(edges):
+@pytest.mark.parametrize("form", FORMS)
+def test_masked_edges_do_not_matter(edges, form):
     """Also where all edges of a spot are masked: it keeps its own token, finitely."""
     params, h, y, frames = init_block(edges)
     mask = edges.mask.copy()
     mask[1::3] = False
-    mask[-4:] = False  # all of the last spot's
+    mask[-K:] = False  # all of the last spot's
     masked = edges._replace(mask=mask)
-    base = run_block(params, h, y, frames, masked, False)
+    base = run(form, params, h, y, frames, masked)
     rng = np.random.default_rng(9)
-    senders = np.where(mask, edges.senders, rng.integers(0, N, E)).astype(np.int32)
+    senders = np.where(mask, edges.senders, rng.integers(0, R, E)).astype(np.int32)
     garbage = np.where(mask[:, None], frames, 1e3).astype(np.float32)
-    other = run_block(params, h, y, garbage, masked._replace(senders=senders), False)
+    other = run(form, params, h, y, garbage, masked._replace(senders=senders))
     for a, b in zip(base, other, strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, atol=1e-6)
-    full = run_block(params, h, y, frames, edges, False)
+    full = run(form, params, h, y, frames, edges)
     assert np.abs(full[0] - base[0]).max() > 1e-3
+    listed = run("list", params, h, y, frames, masked)
+    np.testing.assert_allclose(base[0], listed[0], atol=1e-5)
 
 
-def test_gradients_are_finite_with_padding(edges):
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_finite_with_padding(edges, form):
     params, h, y, frames = init_block(edges)
-    masked = edges._replace(mask=np.arange(E) < E // 2)
+    masked = edges_in_form(form, edges._replace(mask=np.arange(E) < E // 2))
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1))
     def gradient_of(params, frames):
-        return jnp.sum(BLOCK.apply(params, h, y, frames, masked, False)[1][: N // 2] ** 2)
+        head = BLOCK.apply(params, h, y, in_form(form, frames), masked, N)[1]
+        return jnp.sum(head**2)  # of spots without edges too
 
     gradients = gradient_of(params, frames)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert np.abs(gradients[1][: E // 2]).max() > 0
     np.testing.assert_array_equal(gradients[1][E // 2 :], 0.0)
 
 
 def test_dropout_in_training_alone(edges):
+    """By the keys of the spots: another key changes the spot's own output and no other's."""
     params, h, y, frames = init_block(edges)
 
-    def train(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return np.asarray(run_block(params, h, y, frames, edges, True, rngs=rngs)[0])
+    def train(keys):
+        return run("table", params, h, y, frames, edges, keys)[0]
 
-    np.testing.assert_array_equal(train(0), train(0))
-    assert np.abs(train(0) - train(1)).max() > 0.01
+    keys, others = (jax.random.split(jax.random.key(seed), N) for seed in (0, 1))
+    base = train(keys)
+    np.testing.assert_array_equal(train(keys), base)
+    changed = np.abs(train(others) - base).max(axis=1)
+    assert changed.min() > 0.01
+    changed = np.abs(train(keys.at[3].set(others[3])) - base).max(axis=1)
+    np.testing.assert_array_equal(changed > 0.01, np.arange(N) == 3)
+    np.testing.assert_allclose(np.delete(changed, 3), 0.0, atol=1e-5)
+    assert np.abs(run("table", params, h, y, frames, edges)[0] - base).max() > 0.01

@@ -5,29 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.spatial import cKDTree
+from toy_fields import fields, grid, smooth
 
 from stfm_jax.errors import InputError
 from stfm_jax.ops import metrics
 
 seeds = st.integers(0, 2**31)
-
-
-def fields(seed=0, n=60, g=5):
-    rng = np.random.default_rng(seed)
-    true = rng.normal(size=(n, g))
-    return 0.6 * true + rng.normal(size=(n, g)), true
-
-
-def grid(side=12):
-    coords = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) * 200.0
-    senders = cKDTree(coords).query(coords, k=5)[1][:, 1:].ravel()
-    return coords, senders, np.repeat(np.arange(len(coords)), 4)
-
-
-def smooth(coords, g, rng, noise=0.0):
-    waves = rng.normal(size=(2, g)) / 900.0
-    return np.sin(coords @ waves + rng.uniform(0, 6, g)) + noise * rng.normal(size=(len(coords), g))
 
 
 # Accuracy
@@ -241,124 +224,3 @@ def test_quantiles_have_rank_p_times_m_plus_one():
     assert low.dtype == np.float32 and low[0, 0] == 1.0
     assert middle[0, 0] == pytest.approx(5.5)
     assert metrics.quantiles(draws, 0.9).shape == (1, 1)
-
-
-# Bootstrap
-
-
-def test_blocks_are_compact_tiles_of_the_wanted_number():
-    coords, *_ = grid(20)
-    blocks = metrics.spatial_blocks(coords)
-    assert set(blocks) == set(range(blocks.max() + 1)) and 16 <= blocks.max() + 1 <= 25
-    for block in range(blocks.max() + 1):
-        assert np.ptp(coords[blocks == block], axis=0).max() <= 200.0 * 6
-    assert metrics.spatial_blocks(coords, side_um=2000.0).max() + 1 == 4
-    with pytest.raises(InputError, match="positive"):
-        metrics.spatial_blocks(coords, side_um=0.0)
-
-
-@pytest.mark.parametrize("shape", ["disc", "strip", "islands", "hexagons"])
-def test_default_blocks_suit_any_outline(shape):
-    rng = np.random.default_rng(0)
-    coords = rng.uniform(-1, 1, (900, 2)) * 5000
-    if shape == "disc":
-        coords = coords[np.linalg.norm(coords, axis=1) < 4000]
-    elif shape == "strip":
-        coords[:, 1] *= 0.02
-    elif shape == "islands":
-        coords = coords[np.abs(coords).min(axis=1) > 2000]
-    else:
-        row, column = np.divmod(np.arange(900), 30)
-        coords = np.stack([100.0 * column + 50 * (row % 2), 86.6 * row], axis=1)
-    assert 16 <= metrics.spatial_blocks(coords).max() + 1 <= 25
-
-
-def brute_force_difference(a, b, true, blocks, chosen):
-    spots = np.concatenate([np.flatnonzero(blocks == block) for block in chosen])
-    score = [np.nanmean(metrics.pearson(p[spots], true[spots])) for p in (a, b)]
-    return score[0] - score[1]
-
-
-def test_block_sums_give_the_difference_of_resampled_spots():
-    coords, *_ = grid()
-    a, true = fields(n=144)
-    b = fields(seed=1, n=144)[0] + 100.0
-    b[:, 2] = 7.0
-    true[:, 3] = 0.0
-    blocks = metrics.spatial_blocks(coords, 800.0)
-    sums, _ = metrics._block_sums(metrics.PairedFold(a, b, true, blocks))
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        chosen = rng.integers(0, blocks.max() + 1, blocks.max() + 1)
-        times = np.bincount(chosen, minlength=blocks.max() + 1)[None].astype(float)
-        expected = brute_force_difference(a, b, true, blocks, chosen)
-        assert metrics._difference(sums, times)[0] == pytest.approx(expected, abs=1e-10)
-
-
-def test_bootstrap_reports_the_plain_difference_and_sees_a_real_one():
-    coords, *_ = grid(20)
-    rng = np.random.default_rng(0)
-    true = rng.normal(size=(400, 10))
-    a, b = (true + s * rng.normal(size=true.shape) for s in (0.8, 1.2))
-    fold = (a, b, true, metrics.spatial_blocks(coords))
-    result = metrics.paired_bootstrap([fold], 500, seed=1)
-    plain = np.mean(metrics.pearson(a, true) - metrics.pearson(b, true))
-    assert result.difference == pytest.approx(plain)
-    assert 0 < result.low < plain < result.high and result.share_positive == 1.0
-    assert metrics.paired_bootstrap([fold], 500, seed=1) == result
-    mirrored = metrics.paired_bootstrap([(b, a, *fold[2:])], 500, seed=1)
-    assert mirrored.difference == pytest.approx(-plain) and mirrored.high < 0
-
-
-def test_bootstrap_of_equal_methods_holds_zero_and_more_folds_narrow_it():
-    coords, *_ = grid(20)
-    blocks, rng = metrics.spatial_blocks(coords), np.random.default_rng(3)
-    folds = []
-    for _ in range(4):
-        true = rng.normal(size=(400, 6))
-        a, b = (true + rng.normal(size=true.shape) for _ in range(2))
-        folds.append((a, b, true, blocks))
-    one, four = (metrics.paired_bootstrap(f, 400) for f in (folds[:1], folds))
-    assert four.low < 0 < four.high
-    assert four.high - four.low < 0.75 * (one.high - one.low)
-    same = metrics.paired_bootstrap([(a, a, true, blocks)], 50)
-    assert same.difference == same.low == same.high == 0.0
-
-
-def test_blocks_widen_the_interval_of_errors_that_are_correlated_in_space():
-    coords, *_ = grid(20)
-    rng = np.random.default_rng(0)
-    true, a, b = (smooth(coords, 3, rng, noise=0.2) for _ in range(3))
-    widths = []
-    for blocks in (np.arange(400), metrics.spatial_blocks(coords)):
-        result = metrics.paired_bootstrap([(true + a, true + b, true, blocks)], 400)
-        widths.append(result.high - result.low)
-    assert widths[1] > 1.5 * widths[0]
-
-
-def test_bootstrap_resamples_within_slides():
-    slide_of_block = np.array([0, 0, 0, 1, 1])
-    times = metrics._resample_blocks(slide_of_block, 50, np.random.default_rng(0))
-    assert (times[:, :3].sum(axis=1) == 3).all() and (times[:, 3:].sum(axis=1) == 2).all()
-    true = np.random.default_rng(0).normal(size=(20, 2))
-    blocks, slides = np.repeat([0, 1, 0, 1], 5), np.repeat(["x", "y"], 10)
-    sums, owner = metrics._block_sums(metrics.PairedFold(true, true, true, blocks, slides))
-    assert len(owner) == 4 and (sums["n"] == 5).all()
-
-
-def test_bootstrap_of_a_single_block_is_refused():
-    a, true = fields()
-    with pytest.raises(InputError, match="two blocks"):
-        metrics.paired_bootstrap([(a, a, true, np.zeros(60, int))])
-    with pytest.raises(ValueError, match="no folds"):
-        metrics.paired_bootstrap([])
-
-
-def test_bootstrap_survives_genes_that_few_spots_express():
-    a, true = fields()
-    true[:, 0] = 0.0
-    true[7, 0] = 1.0
-    true[:, 1] = 2.0
-    result = metrics.paired_bootstrap([(a, 0 * a, true, np.arange(60) // 6)], 200)
-    assert np.isfinite(result).all() and result.difference > 0
-    assert np.isnan(metrics.paired_bootstrap([(a, a, 0 * true, np.arange(60) // 6)], 20)).all()

@@ -93,7 +93,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="slide, training, found 'none'"):
         fit_transform(slides(), "none", F)
     transform = fit_transform(slides(), "slide", F)
-    with pytest.raises(InputError, match=f"width {F} as in training, found 3"):
+    with pytest.raises(ValueError, match=f"width {F} as fitted, found 3"):
         own_features(transform, slides()[0][:, :3])
 
 

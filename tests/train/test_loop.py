@@ -17,7 +17,7 @@ from stfm_jax.data.batching import PreparedSlide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.interrupt import Interrupted
 from stfm_jax.train import loop
-from stfm_jax.train.loop import Schedule, epoch_batches, train
+from stfm_jax.train.loop import Schedule, epoch_batches, epoch_steps, train
 from stfm_jax.train.state import Optimizer
 
 TRACES = []
@@ -32,9 +32,10 @@ class Linear:
 
     name = "linear"
     neighbors = 3
+    tile = 512
 
-    def init(self, key, batch):
-        return {"w": jax.random.normal(key, (batch.features.shape[1], batch.expr.shape[1]))}
+    def init(self, key, num_features):
+        return {"w": jax.random.normal(key, (num_features, 2))}
 
     def loss(self, params, arrays, batch, key):
         TRACES.append(1)
@@ -199,7 +200,7 @@ def test_infinite_loss_names_step_and_slide_and_keeps_the_last_good_checkpoint(t
     good = fit(tmp_path, None, dataclasses.replace(SCHEDULE, epochs=1))
     bad = [SLIDES[0], slide("broken", 3, poison=True)]
     first = next(
-        i for i, (names, _) in enumerate(epoch_batches(SCHEDULE, bad, 3, 0, 1)) if "broken" in names
+        i for i, b in enumerate(epoch_batches(SCHEDULE, bad, 3, 0, 1)) if np.isinf(b.expr).any()
     )
     with pytest.raises(InputError, match=rf"at step {STEPS + first} \(epoch 1\), on slide broken"):
         fit(tmp_path, None, slides=bad)
@@ -215,21 +216,54 @@ def test_a_shorter_schedule_does_not_take_a_longer_ones_checkpoint(tmp_path):
     assert len(history(tmp_path / "used")) == 2
 
 
+def assert_same_batches(some, others):
+    for one, other in zip(some, others, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def places(batches):
+    return [batch.place[batch.spot_mask].tolist() for batch in batches]
+
+
 def test_batches_follow_from_seed_and_epoch():
     schedule = Schedule(epochs=1, regions_per_slide=4, whole_share=0.25, slides_per_step=3)
 
     def drawn(seed, epoch):
-        return epoch_batches(schedule, SLIDES, 3, seed, epoch)
+        return list(epoch_batches(schedule, SLIDES, 3, seed, epoch))
 
-    names = [part for group, _ in drawn(0, 0) for part in group]
-    assert sorted(names) == ["s1"] * 4 + ["s2"] * 4
-    assert [len(group) for group, _ in drawn(0, 0)] == [3, 3, 2]
-    for (_, one), (_, other) in zip(drawn(0, 3), drawn(0, 3), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-    def places(batches):
-        return [batch.place[batch.spot_mask].tolist() for _, batch in batches]
-
+    steps = epoch_steps(schedule, 2, 0, 0)
+    assert sorted(part for parts in steps for part in parts) == [
+        (i, j) for i in range(2) for j in range(4)
+    ]
+    assert [len(parts) for parts in steps] == [3, 3, 2]
+    for parts, batch in zip(steps, drawn(0, 0), strict=True):
+        assert sorted({*batch.slide[batch.spot_mask]}) == list(range(len(parts)))
+        for index, (i, _) in enumerate(parts):  # what the step says is what the batch holds
+            mine = batch.spot_mask & (batch.slide == index)
+            np.testing.assert_array_equal(batch.expr[mine], SLIDES[i].expr[batch.place[mine]])
+    assert_same_batches(drawn(0, 3), drawn(0, 3))
     assert places(drawn(0, 3)) != places(drawn(0, 4)) != places(drawn(1, 4))
+    assert steps != epoch_steps(schedule, 2, 0, 1) != epoch_steps(schedule, 2, 1, 1)
     whole = Schedule(epochs=1, regions_per_slide=2, whole_share=1.0)
     assert places(epoch_batches(whole, SLIDES, 3, 0, 0)) == [list(range(30))] * 4
+
+
+def test_an_epochs_regions_differ():
+    """Each region of each slide has randomness of its own."""
+    drawn = places(epoch_batches(Schedule(regions_per_slide=6), SLIDES, 3, 0, 0))
+    assert len({tuple(place) for place in drawn}) == len(drawn) == 12
+
+
+def test_batches_from_a_step_on_are_those_of_the_whole_epoch():
+    schedule = Schedule(regions_per_slide=4, slides_per_step=3)
+    whole = list(epoch_batches(schedule, SLIDES, 3, 0, 2))
+    for first in range(4):
+        assert_same_batches(epoch_batches(schedule, SLIDES, 3, 0, 2, first), whole[first:])
+
+
+def test_batches_have_the_tiles_asked_for():
+    """The same regions, whatever the tiles."""
+    one, several = (list(epoch_batches(SCHEDULE, SLIDES, 3, 0, 0, 0, size)) for size in (512, 16))
+    assert {batch.tiles.num_tiles for batch in one} == {1}
+    assert {batch.tiles.size for batch in several} == {16}
+    assert [sorted(a) for a in places(several)] == places(one)

@@ -139,6 +139,8 @@ def slide_from_anndata(
       InputError: something needed is absent or wrong; the message says where and what to do.
     """
     where = f"slide {name!r}" + (f" ({source})" if source else "")
+    if adata.n_obs == 0:
+        raise InputError(f"{where}: has no spots; write the file again, or leave it out.")
     if "spatial" not in adata.obsm:
         raise InputError(
             f"{where}: expected spot coordinates in obsm['spatial'], found obsm keys "

@@ -105,29 +105,6 @@ def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
     )
 
 
-def pathologist_labels(root: str | Path, section: str) -> dict[str, str]:
-    """A pathologist's region of each labelled spot, barcode -> label; 'undetermined' left out.
-
-    Labels are matched to spots by rounding their array coordinates.
-
-    Raises:
-      FileNotFoundError: the section has no labels (D1 and E1 have, and the first of each patient in
-        the public repository).
-      InputError: the table lacks a column.
-    """
-    base = _base(root)
-    folder = "ST-pat/lbl" if (base / "ST-pat" / "lbl").is_dir() else "ST-pat"
-    path = _table(base, folder, f"{section}_labeled_coordinates")
-    table = _read_table(path, ("x", "y", "label"))
-    # A stray second header row, and spots without coordinates, are no numbers.
-    where = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
-    keep = where.notna().all(axis=1) & table["label"].notna()
-    keep &= table["label"] != "undetermined"
-    rounded = where[keep].round().astype(int)
-    barcodes = rounded["x"].astype(str) + "x" + rounded["y"].astype(str)
-    return dict(zip(barcodes, table["label"][keep].astype(str), strict=True))
-
-
 def pitch_px(array: np.ndarray, pixels: np.ndarray, where: str) -> float:
     """Pixels per array unit, from the least-squares similarity transform (rotation and scale).
 
@@ -171,15 +148,15 @@ def _table(base: Path, folder: str, stem: str) -> Path:
     raise FileNotFoundError(f"{base / folder / stem}.tsv(.gz): no such file. {_GET}")
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_selection(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t")
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _damaged(path, error) from error
-    absent = [column for column in columns if column not in table]
+    absent = [column for column in _COLUMNS if column not in table]
     if absent:
         raise InputError(
-            f"{path}: expected the columns {', '.join(columns)}, but {', '.join(absent)} "
+            f"{path}: expected the columns {', '.join(_COLUMNS)}, but {', '.join(absent)} "
             f"{'is' if len(absent) == 1 else 'are'} missing. {_GET}"
         )
     return table
@@ -187,7 +164,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 def _spots(path: Path) -> pd.DataFrame:
     """Selected spots, indexed by barcode `<x>x<y>`."""
-    table = _read_table(path, _COLUMNS)
+    table = _read_selection(path)
     values = table[list(_COLUMNS)].apply(pd.to_numeric, errors="coerce")
     if not np.isfinite(values.to_numpy(np.float64)).all():
         raise InputError(

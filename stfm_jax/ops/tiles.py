@@ -1,0 +1,131 @@
+"""A slide cut into tiles of spots along a space-filling curve, each with its halo of neighbours.
+
+What a layer computes for the T spots of a tile needs those spots and the senders of their edges
+that lie outside, the halo. So a slide of any size is done tile by tile in the memory of one tile
+(and its edges stay in the cache), and the same plan serves several devices: each holds a run of
+tiles and receives the halo rows that others hold.
+
+Every receiver's edges are a row of a table [T, K]; lists are of varying length, so rows are padded.
+Host side, NumPy: once per slide, outside jit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stfm_jax.ops.frames import EdgeGeometry
+from stfm_jax.ops.neighbors import Graph
+
+HILBERT_BITS = 16  # of each coordinate
+
+
+class Edges(NamedTuple):
+    """Edges as the attention takes them: a list, or a table with a row per receiver."""
+
+    senders: jax.Array  # [e] or [T, K] int32, rows of what is looked at
+    receivers: jax.Array  # [e] ascending, or [T, 1] int32, rows of those that look
+    mask: jax.Array  # [e] or [T, K] bool, False for padding
+
+
+class Tiles(NamedTuple):
+    """p tiles of T spots; row i of a slide is row i % T of tile i // T. A pytree of arrays."""
+
+    halo: jax.Array  # [p, H] int32, rows of the slide outside the tile that its spots look at
+    senders: jax.Array  # [p, T, K] int32, rows of [the tile's spots, its halo]
+    mask: jax.Array  # [p, T, K] bool, False for padding
+    geometry: EdgeGeometry  # leading axes [p, T, K], float32
+
+    @property
+    def num_tiles(self) -> int:
+        return self.senders.shape[0]
+
+    @property
+    def size(self) -> int:
+        """T, spots of a tile."""
+        return self.senders.shape[1]
+
+
+def hilbert_order(coords: np.ndarray) -> np.ndarray:
+    """Order [n] of spots [n, 2] along a Hilbert curve: near in the order is near in the plane."""
+    low, extent = coords.min(axis=0), np.ptp(coords, axis=0).max()
+    cells = (1 << HILBERT_BITS) - 1
+    grid = (coords - low) / (extent if extent > 0 else 1.0) * cells
+    x, y = grid[:, 0].astype(np.int64), grid[:, 1].astype(np.int64)
+    index = np.zeros(len(coords), np.int64)
+    for bit in reversed(range(HILBERT_BITS)):
+        right, upper = (x >> bit) & 1, (y >> bit) & 1
+        index = (index << 2) | (3 * right ^ upper)
+        # Turn the quadrant so that the curve enters and leaves it where its neighbours do.
+        flip = (upper == 0) & (right == 1)
+        x, y = np.where(flip, cells - x, x), np.where(flip, cells - y, y)
+        x, y = np.where(upper == 0, y, x), np.where(upper == 0, x, y)
+    return np.argsort(index, kind="stable")
+
+
+def tile(graph: Graph, geometry: EdgeGeometry, num_rows: int, size: int, dtype=np.float32) -> Tiles:
+    """Cuts a graph into tiles of `size` consecutive rows.
+
+    Args:
+      graph: edges over rows that follow one another in space (see `hilbert_order`).
+      geometry: of its edges.
+      num_rows: rows with padding, a multiple of size.
+      size: T.
+      dtype: of the geometry.
+    """
+    receivers, senders = graph.receivers.astype(np.int64), graph.senders.astype(np.int64)
+    p = num_rows // size
+    degrees = graph.degrees(num_rows)
+    slot = np.arange(len(receivers)) - (np.cumsum(degrees) - degrees)[receivers]
+    here = receivers // size
+    outside = senders // size != here
+    key = here[outside] * num_rows + senders[outside]
+    wanted, position = np.unique(key, return_inverse=True)
+    counts = np.bincount(wanted // num_rows, minlength=p)
+    first = np.cumsum(counts) - counts
+    halo = np.zeros((p, _halo_width(int(counts.max(initial=0)))), np.int32)
+    halo[wanted // num_rows, np.arange(len(wanted)) - first[wanted // num_rows]] = wanted % num_rows
+    local = senders - here * size
+    local[outside] = size + position - first[here[outside]]
+    width = _table_width(int(degrees.max(initial=1)))
+
+    def table(values, kind):
+        out = np.zeros((num_rows, width, *values.shape[1:]), kind)
+        out[receivers, slot] = values
+        return out.reshape(p, size, width, *values.shape[1:])
+
+    return Tiles(
+        halo=halo,
+        senders=table(local, np.int32),
+        mask=table(np.ones(len(receivers)), bool),
+        geometry=EdgeGeometry(*(table(a, dtype) for a in geometry)),
+    )
+
+
+def edge_list(tiles: Tiles) -> Edges:
+    """The edges of all tiles as one list over the rows of the slide, with its padding."""
+    p, size, width = tiles.senders.shape
+    start = size * jnp.arange(p)[:, None, None]
+    outside = jnp.maximum(tiles.senders - size, 0).reshape(p, -1)
+    from_halo = jnp.take_along_axis(tiles.halo, outside, axis=1).reshape(tiles.senders.shape)
+    senders = jnp.where(tiles.senders < size, start + tiles.senders, from_halo)
+    receivers = jnp.repeat(jnp.arange(p * size), width)
+    return Edges(senders.reshape(-1), receivers, tiles.mask.reshape(-1))
+
+
+# Few different widths, so that few traces serve all slides.
+
+
+def _halo_width(most: int) -> int:
+    return _up(most, 32 if most <= 256 else 128)
+
+
+def _table_width(degree: int) -> int:
+    return _up(degree, 1 if degree <= 12 else 4 if degree <= 32 else 32)
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,72 @@
+"""The first state: parameters that follow from the widths alone, in buffers of their own."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import chex
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from stfm_jax.data.batching import collate
+from stfm_jax.models.build import build
+from stfm_jax.models.stflow import STFlow
+from stfm_jax.train.state import Optimizer, create, train_step
+
+KEY = jax.random.key(3)
+OPTIMIZER = Optimizer(weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def task() -> STFlow:
+    return build(tiny.config(), 8)
+
+
+@pytest.fixture(scope="module")
+def training(task):
+    slide = tiny.slides(1)[0]
+    return task.fit([slide], list(slide.genes[:8]))
+
+
+@pytest.fixture(scope="module")
+def width(task, training):
+    return task.input_width(training.fitted)
+
+
+@pytest.fixture(scope="module")
+def state(task, width):
+    return create(task, OPTIMIZER, KEY, width)
+
+
+def test_parameters_are_those_of_an_initialisation(task, state, width):
+    expected = jax.jit(task.init, static_argnums=1)(KEY, width)
+    chex.assert_trees_all_equal(state.params, expected)
+    chex.assert_trees_all_equal(state.ema_params, expected)
+    assert int(state.step) == 0 and int(state.first_bad_step) == -1
+
+
+@pytest.mark.parametrize("tile", [16, 512])
+def test_parameters_serve_slides_of_any_number_of_tiles(task, training, state, width, tile):
+    """Which `init` never saw: its parameters follow from the widths alone."""
+    slide = training.slides[0]
+    assert slide.features.shape[1] == width
+    batch = collate([slide], task.neighbors, tile)
+    arrays = training.fitted.flow
+    loss, count = jax.eval_shape(task.loss, state.params, arrays, batch, KEY)
+    assert loss.shape == count.shape == ()
+    step = jax.eval_shape(lambda *a: train_step(task, OPTIMIZER, *a), state, arrays, batch, KEY)
+    assert jax.tree.map(np.shape, step) == jax.tree.map(np.shape, state)
+
+
+def test_no_buffer_is_shared_since_the_state_is_donated(state):
+    leaves = jax.tree.leaves(state)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_another_fold_is_not_traced_again(task, width, state):
+    with mock.patch.object(STFlow, "init", side_effect=AssertionError("traced again")):
+        other = create(task, OPTIMIZER, jax.random.key(4), width)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(other.params, state.params)
