@@ -12,9 +12,16 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from stfm_jax import cli
+from stfm_jax.runtime import distributed
+from stfm_jax.runtime.compilation import enable_cache
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the experiment is written.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes (README).")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; else detected.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; else detected.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is; else detected.")
+_START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the others.")
 _MODE = flags.DEFINE_enum("mode", "train", cli.MODES, "What to do.")
 
 
@@ -67,8 +74,17 @@ def _config_message(argv: list[str], error: Exception) -> str:
     return f"{path}: this config fails with {type(error).__name__}: {reason}"
 
 
+def _run() -> None:
+    enable_cache()
+    if _DISTRIBUTED.value:
+        distributed.start(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _START_TIMEOUT.value
+        )
+    cli.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+
+
 def main(_: list[str]) -> int:
-    return cli.guarded(lambda: cli.run(_CONFIG.value, _WORKDIR.value, _MODE.value))
+    return distributed.leave(cli.guarded(_run))
 
 
 if __name__ == "__main__":

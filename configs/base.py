@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     config.method = "stflow"
     config.seed = 0
     config.fold = config_dict.placeholder(int)  # one fold only; all, when absent
+    config.devices = 0  # that share every batch; 0: all there are, of all processes
 
     data = config.data = ConfigDict()
     data.reader = "anndata"  # hest | her2st | anndata | simulated
@@ -54,6 +55,7 @@ def get_config() -> ConfigDict:
     model.image_noise = 0.8
     model.precision = "float32"  # or bfloat16: operands of the network's matrix products
     model.tile = 0  # spots of a tile of attention; 0: 256 on CPUs, 16,384 on accelerators
+    model.edge_cache_gib = 0.0  # edge features are kept in so much; 0: 1 on CPUs, 4 on accelerators
     model.attention = "tiled"  # segments: the definition, one edge list, for comparison
     model.targets = 0  # most variable genes trained on; 0: the scored ones only
 
@@ -65,7 +67,8 @@ def get_config() -> ConfigDict:
     train.refit = True  # on all training slides, after selection; False: keep the best epoch
     train.regions_per_slide = 10
     train.whole_share = 0.0
-    train.slides_per_step = 1
+    train.slides_per_step = 1  # regions of a step, shared by the devices
+    train.accumulate = 1  # batches that a step's regions are divided into, to save memory
     train.learning_rate = 5e-4
     train.weight_decay = 0.0
     train.warmup_steps = 0
@@ -85,6 +88,7 @@ def get_config() -> ConfigDict:
     predict.draws = 8
     predict.image = ""  # H&E image of the input slide, where it holds no features
     predict.features_key = "features"
+    predict.embeddings = ""  # or a file of them in HEST's layout, aligned by barcode
     predict.spatial_unit = ""
     predict.um_per_px = config_dict.placeholder(float)
     return config

@@ -3,14 +3,14 @@
     python run.py --config=configs/her2st_stflow.py --workdir=runs/her2st \
         --config.data.dir=../shared/her2st
 
-2026-11-21, 2 CPU cores, five folds, seed 0 (log1p: this code; log1p_cp10k and the ablations: commit
-33e04d1, before attention went tile by tile and noise was keyed to spots, which moved log1p by
-.001). Mean of five folds (pearson; of draws: gene structure, moran, coverage80):
+2026-11-21, 2 CPU cores, five folds, seed 0 (the ablations: commit 33e04d1, before attention went
+tile by tile and noise was keyed to spots, which moved pearson by .001). Mean of five folds
+(pearson; of draws: gene structure, moran, coverage80):
 
                    log1p                      log1p_cp10k
     kernel_ridge   .606  .857 .124            .503  .898 .109
-    stflow         .620                       .524
-    stflow_draw    .388  .908 .698 .796       .274  .908 .478 .791
+    stflow         .620                       .525
+    stflow_draw    .388  .908 .698 .796       .275  .908 .479 .790
 
 Ablations: log1p, same folds, with --config.train.select=False --config.train.epochs=40; pearson of
 stflow, then of stflow_draw gene structure, moran, CRPS, coverage80:

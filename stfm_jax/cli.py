@@ -10,20 +10,23 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from stfm_jax import experiment
 from stfm_jax.errors import InputError
 from stfm_jax.eval import model_store, predict
+from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import disk_full_message, is_disk_full, read_json, write_json
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 
 MODES = ("train", "eval", "predict", "embed")
-FREE_FIELDS = ("predict", "fold")  # may change without making another experiment
+FREE_FIELDS = ("predict", "fold", "devices")  # may change without making another experiment
 _LOG = logging.getLogger("stfm_jax")
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -35,6 +38,10 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))
     workdir = Path(workdir)
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "stfm_jax")}
+    distributed.check_alike(
+        "config or versions", f"{mode} {config.to_json_best_effort()} {versions}"
+    )
     check_workdir(config, workdir, new=mode in ("train", "embed"))
     if mode == "predict":
         _predict(config, workdir)
@@ -55,7 +62,7 @@ def _predict(config: ConfigDict, workdir: Path) -> None:
     directory = workdir / name / "model"
     model = model_store.load(directory, config)
     slide = predict.read_input(config, experiment.builtin_encoder(config), model)
-    predict.write(predict.predict(model, slide, config, directory), slide, config)
+    predict.predict(model, slide, config, directory)
 
 
 def check_workdir(config: ConfigDict, workdir: Path, new: bool) -> None:
@@ -93,7 +100,7 @@ def claimed_workdir(opened: experiment.Experiment) -> Iterator[None]:
     try:
         yield
     except (InputError, OSError):
-        if list(workdir.iterdir()) == [path]:
+        if distributed.is_main() and list(workdir.iterdir()) == [path]:
             path.unlink()
             if not existed:
                 workdir.rmdir()
@@ -147,6 +154,16 @@ def guarded(main: Callable[[], None]) -> int:
         return EXIT_CODE
     except (InputError, OSError) as error:
         print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if not distributed.several():
+            raise
+        reason = str(error).splitlines()[0][:200]
+        print(
+            f"error: process {jax.process_index()}: another process stopped or cannot be reached "
+            f"({reason}); see what it says. The same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
         return 2
 
 

@@ -21,20 +21,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from stfm_jax.data import datasets
-from stfm_jax.data.batching import collate, in_order
 from stfm_jax.data.expression import most_variable_genes, require_genes
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded, require_images
 from stfm_jax.errors import InputError
-from stfm_jax.eval import evaluate, model_store, report_files
+from stfm_jax.eval import evaluate, model_store, report_files, sampling
 from stfm_jax.models import build
 from stfm_jax.models.baselines import regression
 from stfm_jax.models.stflow import STFlow, TrainingSet
 from stfm_jax.ops import metrics
 from stfm_jax.regression.regressors import leave_out_groups
+from stfm_jax.runtime import distributed
+from stfm_jax.runtime.devices import make_mesh, replicate
 from stfm_jax.runtime.files import read_json, save_arrays, write_json
 from stfm_jax.train.loop import Schedule, Trained, train
 from stfm_jax.train.state import Optimizer
@@ -49,6 +51,7 @@ class Experiment:
     config: Any
     workdir: Path
     dataset: datasets.Dataset
+    mesh: Mesh  # devices that share every batch
 
     @property
     def slides(self) -> list[Slide]:
@@ -65,6 +68,8 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
       InputError, FileNotFoundError: the config, the files, or what they hold.
     """
     build.check(config)
+    mesh = make_mesh(config.devices)
+    build.check_devices(config, mesh.size)
     encoder = builtin_encoder(config)
     precomputed = config.encoder.name if encoder is None and config.encoder.dir else None
     dataset = datasets.load(config.data, config.encoder.dir or None, precomputed)
@@ -72,7 +77,7 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
         raise InputError(
             f"config.fold must be from 0 to {len(dataset.folds) - 1}, found {config.fold}."
         )
-    experiment = Experiment(config, Path(workdir), dataset)
+    experiment = Experiment(config, Path(workdir), dataset, mesh)
     _check_sizes(experiment.slides, config.model.neighbors)
     if encoder is None:
         _check_features(experiment.slides)
@@ -98,7 +103,8 @@ def embed_slides(experiment: Experiment) -> Experiment:
     encoder = builtin_encoder(experiment.config)
     if encoder is None:
         return experiment
-    slides = embedded(experiment.slides, encoder, _cache(experiment))
+    with distributed.main_first("embeddings"):
+        slides = embedded(experiment.slides, encoder, _cache(experiment))
     _check_sizes(slides, experiment.config.model.neighbors)  # a cache may lack some spots
     _check_features(slides)
     dataset = dataclasses.replace(experiment.dataset, slides={s.name: s for s in slides})
@@ -125,7 +131,13 @@ def train_folds(experiment: Experiment) -> None:
     _train_final(experiment)
     if config.data.unseen:
         _write_unseen(experiment)
-    report_files.write(experiment.workdir, config, experiment.dataset)
+    _report(experiment)
+
+
+def _report(experiment: Experiment) -> None:
+    if distributed.is_main():
+        report_files.write(experiment.workdir, experiment.config, experiment.dataset)
+    distributed.barrier("report")
 
 
 def evaluate_folds(experiment: Experiment) -> None:
@@ -141,15 +153,15 @@ def evaluate_folds(experiment: Experiment) -> None:
         raise InputError(f"{experiment.workdir}: holds no trained fold; run --mode=train first.")
     for fold in folds:
         _score_fold(experiment, fold)
-    report_files.write(experiment.workdir, config, experiment.dataset)
+    _report(experiment)
 
 
 def _run_fold(experiment: Experiment, fold: int) -> None:
     directory = experiment.fold_dir(fold)
-    if (directory / "fold.json").exists():
+    if distributed.of_main((directory / "fold.json").exists()):
         _LOG.info("fold %d: done before", fold)
         return
-    if not model_store.exists(directory / "model"):
+    if not distributed.of_main(model_store.exists(directory / "model")):
         slides = experiment.dataset[experiment.dataset.folds[fold].train]
         _train_model(experiment, directory, f"fold {fold}", slides)
     _score_fold(experiment, fold)
@@ -195,6 +207,7 @@ def _train_model(
         encoder=encoder_of(slides),
     )
     model_store.save(directory / "model", model, epochs)
+    distributed.barrier("model")
 
 
 def _select(
@@ -204,13 +217,13 @@ def _select(
     train_part, validation = _split_validation(slides, experiment.config.seed)
     training = task.fit(train_part, targets)
     prepared = task.prepare(validation, training.fitted, targets)
-    batch = jax.device_put(collate([prepared], task.neighbors, task.tile))
-    flow = jax.device_put(training.fitted.flow)
+    batch = sampling.batch_of(task, experiment.mesh, prepared)
+    flow = replicate(experiment.mesh, training.fitted.flow)
     key = jax.random.key(experiment.config.seed)
 
     def score(params) -> float:
-        mean = task.posterior_mean(params, flow, batch, key, 1)
-        values = metrics.pearson(in_order(batch, mean), prepared.expr)
+        mean = sampling.posterior_mean(task, experiment.mesh, params, flow, batch, key, 1)
+        values = metrics.pearson(mean, prepared.expr)
         return metrics.mean_over_genes(values)[0]
 
     epochs = experiment.config.train.epochs
@@ -234,6 +247,7 @@ def _train_stage(
         regions_per_slide=config.regions_per_slide,
         whole_share=config.whole_share,
         slides_per_step=config.slides_per_step,
+        accumulate=config.accumulate,
         checkpoint_every=config.checkpoint_every,
     )
     return train(
@@ -246,6 +260,7 @@ def _train_stage(
         training.fitted.flow,
         experiment.config.seed,
         score,
+        experiment.mesh,
     )
 
 
@@ -254,11 +269,14 @@ def _train_final(experiment: Experiment) -> None:
     directory = experiment.workdir / "final"
     done = sorted(experiment.workdir.glob("fold_*/fold.json"))
     epochs = int(np.median([read_json(path)["epochs"] for path in done]))
-    if model_store.exists(directory / "model"):
+    if distributed.of_main(model_store.exists(directory / "model")):
         if model_store.epochs(directory / "model") == epochs:
             return
         _LOG.info("all slides: more folds changed the number of epochs; refitting")
-        shutil.rmtree(directory)
+        distributed.barrier("refit")
+        if distributed.is_main():
+            shutil.rmtree(directory)
+        distributed.barrier("removed")
     _train_model(experiment, directory, "all slides", experiment.slides, epochs)
 
 
@@ -309,7 +327,10 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
     )
     points["anchor"] = [np.maximum(p.anchor, 0.0)[:, :g] for p in prepared]
     sample = config.sample
-    predicted = [model.predict(p, config.seed, sample.draws, sample.mean_draws) for p in prepared]
+    predicted = [
+        model.predict(p, config.seed, sample.draws, sample.mean_draws, experiment.mesh)
+        for p in prepared
+    ]
     points["stflow"] = [mean[:, :g] for mean, _ in predicted]
     rng = np.random.default_rng(config.seed)
     draws = {
@@ -346,6 +367,7 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
             "per_gene": evaluate.gene_rows(fold, points, test, genes),
         },
     )
+    distributed.barrier("fold")
 
 
 def anchor_residual(

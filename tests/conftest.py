@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Compiling is most of the time here and the arrays are small. Set before jax is imported.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# For the tests of several devices; nothing else uses more than the first.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import pytest
 import tiny

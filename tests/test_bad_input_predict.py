@@ -14,6 +14,16 @@ from bad_input import (
     without_features,
 )
 
+from stfm_jax.data import embeddings
+
+
+def embedded_elsewhere(world):
+    """An embedding file whose barcodes are not the slide's."""
+    path = world.root / "other.h5"
+    embeddings.write(path, np.ones((3, tiny.WIDTH)), np.zeros((3, 2)), np.array(list("abc")), "")
+    return {"predict__embeddings": str(path)}
+
+
 CASES = [
     # name, mode, what is made (and which fields point to it), words of the message
     ("predict before train", "predict", lambda w: w.predict(), ["holds no experiment"]),
@@ -58,6 +68,26 @@ CASES = [
         "predict",
         lambda w: w.retrained(lambda _: None, predict__image=str(w.root / "none.jpg")),
         ["'precomputed'", "not built in"],
+    ),
+    (
+        "missing embeddings",
+        "predict",
+        lambda w: w.retrained(lambda _: None, predict__embeddings=str(w.root / "none.h5")),
+        ["none.h5: no such file"],
+    ),
+    (
+        "embeddings of another slide",
+        "predict",
+        lambda w: w.retrained(lambda _: None) | embedded_elsewhere(w),
+        ["in.h5ad", "none of its", "other.h5", "spelled alike"],
+    ),
+    (
+        "embeddings and image",
+        "predict",
+        lambda w: w.retrained(
+            lambda _: None, predict__embeddings="a.h5", predict__image="slide.jpg"
+        ),
+        ["--config.predict.image", "--config.predict.embeddings", "give one"],
     ),
     (
         "single draw",

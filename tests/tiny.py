@@ -24,6 +24,7 @@ from stfm_jax.data.slide import Slide
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENCODER, WIDTH = "toy_112um", 12
 OVERRIDES = {
+    "devices": 1,
     "data.reader": "anndata",
     "data.num_genes": 8,
     "data.unseen": 0,

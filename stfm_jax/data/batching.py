@@ -87,33 +87,54 @@ def bucket_size(n: int) -> int:
     return size
 
 
-def collate(slides: Sequence[PreparedSlide], k: int, tile_size: int = TILE) -> Batch:
+def collate(
+    slides: Sequence[PreparedSlide],
+    k: int,
+    tile_size: int = TILE,
+    devices: int = 1,
+    first_slide: int = 0,
+) -> Batch:
     """Pads the disjoint union of slides to a bucket and cuts it into tiles.
 
     Args:
       slides: whole slides or regions; each gets its own graph.
       k: neighbours per spot (ties add to them).
-      tile_size: spots of a tile; a smaller union is one tile.
+      tile_size: spots of a tile; a smaller union is one tile on each device.
+      devices: D, that share the rows: each has as many spots as every other, but for one.
+      first_slide: index of the first, where a step has several batches: noise is keyed to it.
     """
-    n = bucket_size(sum(len(s.coords) for s in slides))
-    if n > tile_size:
-        n = -(-n // tile_size) * tile_size
-        slides = [take(s, hilbert_order(s.coords)) for s in slides]
     sizes = [len(s.coords) for s in slides]
+    n = bucket_size(sum(sizes))
+    size = min(-(-n // devices), tile_size)
+    n = -(-n // (size * devices)) * size * devices
+    if n > size:
+        slides = [take(s, hilbert_order(s.coords)) for s in slides]
+    row = _spread(sum(sizes), n, devices)
     graph, geometry = _union([_neighborhood(s, k) for s in slides], sizes)
 
     def spots(arrays, dtype=np.float32):
-        return _pad(np.concatenate(arrays), n, dtype)
+        values = np.concatenate(arrays)
+        out = np.zeros((n, *values.shape[1:]), dtype)
+        out[row] = values
+        return out
 
+    index = [np.full(m, first_slide + i) for i, m in enumerate(sizes)]
     return Batch(
         features=spots([s.features for s in slides]),
         anchor=spots([s.anchor for s in slides]),
         expr=spots([np.zeros_like(s.anchor) if s.expr is None else s.expr for s in slides]),
-        slide=spots([np.full(m, i) for i, m in enumerate(sizes)], dtype=np.int32),
+        slide=spots(index, dtype=np.int32),
         place=spots([s.place for s in slides], dtype=np.int32),
         spot_mask=spots([np.ones(sum(sizes))], dtype=bool),
-        tiles=tile(graph, geometry, n, min(n, tile_size)),
+        tiles=tile(Graph(*(row[a] for a in graph)), geometry, n, size, devices=devices),
     )
+
+
+def _spread(spots: int, rows: int, devices: int) -> np.ndarray:
+    """The row of each spot: in order, the same number on every device, padding behind them."""
+    shares = np.diff(np.arange(devices + 1) * spots // devices)
+    starts = np.arange(devices) * (rows // devices)
+    return np.concatenate([start + np.arange(m) for start, m in zip(starts, shares, strict=True)])
 
 
 def in_order(batch: Batch, values: jax.Array) -> np.ndarray:
@@ -138,9 +159,3 @@ def _union(parts: Sequence[tuple[Graph, EdgeGeometry]], sizes) -> tuple[Graph, E
         type(each[0])(*(np.concatenate(field) for field in zip(*each, strict=True)))
         for each in (graphs, [geometry for _, geometry in parts])
     )
-
-
-def _pad(values: np.ndarray, size: int, dtype) -> np.ndarray:
-    out = np.zeros((size, *values.shape[1:]), dtype)
-    out[: len(values)] = values
-    return out

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 
+from stfm_jax.data import rows
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -28,7 +30,7 @@ _MEND = "delete the file and embed the slide again."
 class Embeddings:
     """Embeddings of one slide's patches."""
 
-    embeddings: np.ndarray  # [n, f] float32
+    embeddings: rows.Features  # [n, f] float32
     coords: np.ndarray  # [n, 2] pixels, as stored
     barcodes: np.ndarray  # [n] str
     encoder: str | None  # name with patch size; None where the file does not say
@@ -73,21 +75,25 @@ def read(path: str | Path) -> Embeddings:
       FileNotFoundError: there is no such file.
       InputError: it is empty, damaged, lacks a dataset, or its datasets differ in length.
     """
+    stored = open_stored(path)
+    with open_hdf5(path, ("embeddings",), _GET, _MEND) as file:
+        values = file["embeddings"][()].astype(np.float32, copy=False)
+    return dataclasses.replace(stored, embeddings=values)
+
+
+def open_stored(path: str | Path) -> Embeddings:
+    """As `read`, but the embeddings stay in the file; see `data.rows`."""
     with open_hdf5(path, ("embeddings", "coords", "barcodes"), _GET, _MEND) as file:
-        embeddings = file["embeddings"][()]
+        shape = file["embeddings"].shape
         coords = file["coords"][()]
         barcodes = decode_strings(file["barcodes"][()])
-        encoder = file.attrs.get("encoder")
-    if embeddings.ndim != 2 or not len(embeddings) == len(coords) == len(barcodes):
-        raise InputError(
-            f"{path}: expected embeddings [n, f], coords [n, 2] and barcodes [n, 1], found "
-            f"{embeddings.shape}, {coords.shape} and {barcodes.shape}; {_MEND}"
-        )
-    if embeddings.dtype.kind not in "fiu":
-        raise InputError(f"{path}: expected numbers, found {embeddings.dtype}; {_MEND}")
-    return Embeddings(
-        embeddings.astype(np.float32, copy=False), coords, barcodes, encoder, str(path)
-    )
+        if len(shape) != 2 or not shape[0] == len(coords) == len(barcodes):
+            raise InputError(
+                f"{path}: expected embeddings [n, f], coords [n, 2] and barcodes [n, 1], found "
+                f"{shape}, {coords.shape} and {barcodes.shape}; {_MEND}"
+            )
+        features = rows.stored_rows(file["embeddings"], str(path))
+        return Embeddings(features, coords, barcodes, file.attrs.get("encoder"), str(path))
 
 
 def align(slide: Slide, embeddings: Embeddings) -> Slide:
@@ -105,14 +111,14 @@ def align(slide: Slide, embeddings: Embeddings) -> Slide:
             f"{embeddings.where}: barcodes must be unique, but '{values[times > 1][0]}' occurs "
             f"{times.max()} times; {_MEND}"
         )
-    row = {barcode: i for i, barcode in enumerate(embeddings.barcodes)}
-    rows = np.array([row.get(barcode, -1) for barcode in slide.barcodes], dtype=int)
-    found = rows >= 0
+    row = pd.Index(embeddings.barcodes).get_indexer(slide.barcodes)
+    found = row >= 0
     if not found.any():
         raise InputError(
             f"{slide.where}: none of its {slide.num_spots} barcodes (such as "
-            f"{_examples(slide.barcodes)}) is among the {len(row)} of {embeddings.where} (such as "
-            f"{_examples(embeddings.barcodes)}); they must be of the same slide and spelled alike."
+            f"{_examples(slide.barcodes)}) is among the {len(embeddings.barcodes)} of "
+            f"{embeddings.where} (such as {_examples(embeddings.barcodes)}); they must be of the "
+            "same slide and spelled alike."
         )
     if not found.all():
         _LOG.info(
@@ -123,9 +129,8 @@ def align(slide: Slide, embeddings: Embeddings) -> Slide:
             embeddings.where,
         )
         slide = slide.subset(found)
-    return dataclasses.replace(
-        slide, features=embeddings.embeddings[rows[found]], encoder=embeddings.encoder
-    )
+    features = rows.take(embeddings.embeddings, row[found])
+    return dataclasses.replace(slide, features=features, encoder=embeddings.encoder)
 
 
 def _examples(barcodes: np.ndarray) -> str:

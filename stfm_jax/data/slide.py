@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
+from stfm_jax.data import rows
 from stfm_jax.data.patches import PatchSource
 from stfm_jax.errors import InputError
 
@@ -20,7 +21,7 @@ class Slide:
     """One tissue section: n spots, G genes, f features.
 
     Construction validates (see `validate`); `dataclasses.replace` makes changed copies and
-    validates them again.
+    validates them again. Features may lie in a file, and are then validated as they are read.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Slide:
     spatial_unit: str = "um"  # unit of coords_in: "um" or "pixel"
     counts: sp.csr_matrix | None = None  # [n, G] raw UMI counts, non-negative integers
     genes: np.ndarray | None = None  # [G] str, unique
-    features: np.ndarray | None = None  # [n, f] float32, embedding of each spot's patch
+    features: rows.Features | None = None  # [n, f] float32, embedding of each spot's patch
     encoder: str | None = None  # name (with patch size) of the encoder that made the features
     patches: PatchSource | None = None  # the H&E patches, where there is an image
     patient: str = ""
@@ -57,10 +58,11 @@ class Slide:
         index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
         pick = {
             field: None if getattr(self, field) is None else getattr(self, field)[index]
-            for field in ("barcodes", "coords_um", "coords_in", "counts", "features")
+            for field in ("barcodes", "coords_um", "coords_in", "counts")
         }
+        features = None if self.features is None else rows.take(self.features, index)
         patches = None if self.patches is None else SubsetPatches(self.patches, index)
-        return dataclasses.replace(self, patches=patches, **pick)
+        return dataclasses.replace(self, features=features, patches=patches, **pick)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +121,11 @@ def _validate_coords(coords_um: np.ndarray, n: int, where: str) -> None:
             )
 
 
-def _validate_features(features: np.ndarray, n: int, where: str) -> None:
+def _validate_features(features: rows.Features, n: int, where: str) -> None:
     if features.ndim != 2 or len(features) != n:
         raise InputError(f"{where}: expected features [{n}, f], found {features.shape}.")
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
-        raise InputError(
-            f"{where}: features of {bad} spots hold NaN or infinity; embed the slide again or "
-            "drop those spots."
-        )
+    if isinstance(features, np.ndarray):
+        rows.check_finite(features, where)
 
 
 def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, where: str) -> None:
@@ -136,10 +134,14 @@ def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, wh
         raise InputError(f"{where}: expected counts {expected}, found {counts.shape}.")
     if len(np.unique(genes)) != len(genes):
         raise InputError(f"{where}: gene names must be unique; the readers sum duplicates.")
-    data = counts.data
-    if not np.isfinite(data).all() or (data < 0).any() or (data != np.round(data)).any():
-        wrong = data[~np.isfinite(data) | (data < 0) | (data != np.round(data))][0]
+    wrong = counts.data[~is_count(counts.data)]
+    if len(wrong):
         raise InputError(
-            f"{where}: counts must be non-negative integers (raw UMI counts), found {wrong:g}; "
+            f"{where}: counts must be non-negative integers (raw UMI counts), found {wrong[0]:g}; "
             "if X is normalised, put the raw counts into layers['counts']."
         )
+
+
+def is_count(values: np.ndarray) -> np.ndarray:
+    """Which values are non-negative integers."""
+    return np.isfinite(values) & (values >= 0) & (values == np.round(values))

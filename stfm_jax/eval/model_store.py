@@ -8,18 +8,20 @@ params/          network parameters (Orbax)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 import stfm_jax
-from stfm_jax.data.batching import PreparedSlide, collate, in_order
+from stfm_jax.data.batching import PreparedSlide, spacing_units
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-from stfm_jax.eval import whole_slide
+from stfm_jax.eval import sampling, whole_slide
 from stfm_jax.flow.gaussian import GaussianPath
 from stfm_jax.flow.priors import Prior
 from stfm_jax.models.build import build
@@ -27,6 +29,7 @@ from stfm_jax.models.stflow import Fitted, FlowArrays, STFlow
 from stfm_jax.regression.features import FeatureTransform
 from stfm_jax.regression.regressors import Kernel, Linear
 from stfm_jax.runtime.checkpoint import Checkpoint
+from stfm_jax.runtime.devices import fetch, make_mesh, replicate
 from stfm_jax.runtime.files import load_arrays, read_json, save_arrays, write_json
 
 PyTree = Any
@@ -45,43 +48,80 @@ class Model:
     encoder: str = ""  # "" where the training files did not say
 
     def predict(
-        self, prepared: PreparedSlide, seed: int, draws: int, mean_draws: int
+        self,
+        prepared: PreparedSlide,
+        seed: int,
+        draws: int,
+        mean_draws: int,
+        mesh: Mesh | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean [n, targets] and joint draws [draws, n, targets] of a slide.
+        """Posterior mean [n, targets] and joint draws [draws, n, targets] of a prepared slide.
 
-        Slides of over `whole_slide.ABOVE` spots are done chunk by chunk, with a progress bar.
+        On one device slides of over `whole_slide.ABOVE` spots are done chunk by chunk, with a
+        progress bar; several share the rows of a slide in one call.
 
         Args:
           prepared: the slide.
           seed: of the noise.
           draws: joint draws.
           mean_draws: prior draws that the posterior mean is averaged over.
+          mesh: devices that share a slide done in one call; the first one, where none are given.
         """
-        key = jax.random.key(seed)
-        flow = jax.device_put(self.fitted.flow)
-        if len(prepared.coords) > whole_slide.ABOVE:
-            return self._predict_in_chunks(prepared, flow, key, draws, mean_draws)
-        batch = jax.device_put(collate([prepared], self.task.neighbors, self.task.tile))
-        mean = self.task.posterior_mean(self.params, flow, batch, key, mean_draws)
-        sampled = self.task.sample(self.params, flow, batch, key, draws)
-        return in_order(batch, mean), in_order(batch, sampled)
+        mesh = mesh or make_mesh(1)
+        if mesh.size == 1 and len(prepared.coords) > whole_slide.ABOVE:
+            rows = whole_slide.Rows.of(prepared)
+            mean, sampled = self._predict_in_chunks(rows, seed, draws, mean_draws)
+            return mean, np.stack(list(sampled))
+        params, flow = replicate(mesh, (self.params, self.fitted.flow))
+        batch = sampling.batch_of(self.task, mesh, prepared)
+        arguments = (self.task, mesh, params, flow, batch, jax.random.key(seed))
+        mean = sampling.posterior_mean(*arguments, mean_draws)
+        return mean, sampling.sample(*arguments, draws)
 
-    def _predict_in_chunks(self, prepared, flow, key, draws, mean_draws):
-        slide = whole_slide.encode(self.task, self.params, flow, prepared)
-        mean_evaluations = 0 if self.task.mean_is_closed else mean_draws
-        evaluations = mean_evaluations + draws * self.task.evaluations
+    def predict_slide(
+        self, slide: Slide, seed: int, draws: int, mean_draws: int, mesh: Mesh | None = None
+    ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """As `predict`, with the draws one after the other, each [n, targets].
+
+        Where it is done chunk by chunk neither all features nor all draws are held.
+        """
+        mesh = mesh or make_mesh(1)
+        if mesh.size > 1 or slide.num_spots <= whole_slide.ABOVE:
+            prepared = self.task.prepare(slide, self.fitted)
+            mean, sampled = self.predict(prepared, seed, draws, mean_draws, mesh)
+            return mean, iter(sampled)
+        rows = whole_slide.Rows(
+            name=slide.name,
+            coords=spacing_units(slide.coords_um),
+            place=np.arange(slide.num_spots, dtype=np.int32),
+            blocks=self.task.prepare_blocks(slide, self.fitted),
+        )
+        return self._predict_in_chunks(rows, seed, draws, mean_draws)
+
+    def _predict_in_chunks(self, rows: whole_slide.Rows, seed, draws, mean_draws):
+        key, flow = jax.random.key(seed), jax.device_put(self.fitted.flow)
+        slide = whole_slide.encode(self.task, self.params, flow, rows)
         per_evaluation = len(slide.place) * self.task.network.num_blocks
-        with tqdm(
-            desc=f"{prepared.name}: {evaluations} network evaluations",
-            total=evaluations * per_evaluation,
-            unit="spot-layer",
-            unit_scale=True,
-            dynamic_ncols=True,
-        ) as bar:
-            arguments = (self.task, self.params, flow, slide, key)
-            mean = whole_slide.posterior_mean(*arguments, mean_draws, bar.update)
-            sampled = np.stack(list(whole_slide.sample(*arguments, draws, bar.update)))
-        return mean, sampled
+        arguments = (self.task, self.params, flow, slide, key)
+
+        def bar(what: str, evaluations: int) -> tqdm:
+            return tqdm(
+                desc=f"{rows.name}: {what}, {evaluations} network evaluations",
+                total=evaluations * per_evaluation,
+                unit="spot-layer",
+                unit_scale=True,
+                dynamic_ncols=True,
+            )
+
+        def sampled() -> Iterator[np.ndarray]:
+            with bar(f"{draws} draws", draws * self.task.evaluations) as progress:
+                yield from whole_slide.sample(*arguments, draws, progress.update)
+
+        if self.task.mean_is_closed:
+            return whole_slide.posterior_mean(*arguments, mean_draws), sampled()
+        with bar("mean", mean_draws) as progress:
+            mean = whole_slide.posterior_mean(*arguments, mean_draws, progress.update)
+        return mean, sampled()
 
 
 def check_features(model: Model, slide: Slide) -> None:
@@ -114,7 +154,7 @@ def save(directory: Path, model: Model, epochs: int) -> None:
     save_arrays(directory / "fitted.npz", model.fitted._asdict())
     save_arrays(directory / "residuals.npz", {"residuals": model.residuals})
     checkpoint = Checkpoint(directory / "params")
-    checkpoint.replace(epochs, model.params)
+    checkpoint.replace(epochs, fetch(model.params))
     checkpoint.close()
     write_json(
         directory / "model.json",

@@ -1,4 +1,8 @@
-"""Predicts a slide from a trained model into an AnnData file, with a picture beside it."""
+"""Predicts a slide from a trained model into an AnnData file, with a picture beside it.
+
+Of a large slide features are read and draws written some spots at a time; see `eval.budget` for
+what is held.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 
 import stfm_jax
-from stfm_jax.data.expression import expression
+from stfm_jax.data import embeddings
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.embed import Encoder, embed
 from stfm_jax.errors import InputError
-from stfm_jax.eval import plots
+from stfm_jax.eval import budget, plots
+from stfm_jax.eval.draw_store import DrawStore
 from stfm_jax.eval.model_store import Model, check_features
 from stfm_jax.ops import metrics
+from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
 
 _LOG = logging.getLogger("stfm_jax")
 QUANTILES = {"q10": 0.1, "q90": 0.9}
 MIN_DRAWS = 2
+NUMBERS_AT_ONCE = 1 << 24  # of draws whose spread is computed together
+SHOWN = 50_000  # spots of a map
 
 
 def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
@@ -46,20 +55,32 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
             f"--config.predict.output must name a new .h5ad file, found {options.output!r} (the "
             f"input is {options.input!r})."
         )
-    slide = h5ad.read(
+    if options.image and options.embeddings:
+        raise InputError(
+            "features come from --config.predict.image or from --config.predict.embeddings, found "
+            "both; give one."
+        )
+    if options.draws < MIN_DRAWS:
+        raise InputError(
+            f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
+            f"{options.draws}."
+        )
+    slide = h5ad.read_to_predict(
         options.input,
-        features_key=options.features_key,
+        features_key="features" if options.embeddings else options.features_key,
         spatial_unit=options.spatial_unit or None,
         um_per_px=options.um_per_px,
-        require_counts=False,
     )
+    if options.embeddings:
+        slide = embeddings.align(slide, embeddings.open_stored(options.embeddings))
+    budget.check(model, slide, options.draws, output.parent, embeds=bool(options.image))
     if options.image:
         slide = _embed_image(slide, config, encoder)
     if slide.features is None:
         raise InputError(
             f"{slide.where}: has no features in obsm[{options.features_key!r}]; add the embedding "
-            f"of {model.encoder or 'the encoder the model was trained on'}, or give the H&E image "
-            "by --config.predict.image."
+            f"of {model.encoder or 'the encoder the model was trained on'}, give a file of them by "
+            "--config.predict.embeddings, or the H&E image by --config.predict.image."
         )
     check_features(model, slide)
     if not slide.encoder:
@@ -97,36 +118,47 @@ def _embed_image(slide: Slide, config: Any, encoder: Encoder | None) -> Slide:
     return dataclasses.replace(slide, features=embed(slide, encoder), encoder=encoder.name)
 
 
-def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> anndata.AnnData:
-    """Predicted expression of a slide.
+def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
+    """Predicts a slide into `config.predict.output`, and a map beside it (same name, .png).
+
+    The file holds the posterior mean in `X` [n, g]; std, q10 and q90 over the draws in `layers`;
+    `obsm['spatial']` as it came in and `['spatial_um']`; normalisation and provenance in `uns`.
+    The slide's expression is not looked at. Where the input file holds counts, the map shows them
+    beside the prediction, and the log says the Pearson correlation; nothing was fitted to them.
 
     Args:
       model: trained.
-      slide: with features; its expression, if any, is not looked at.
-      config: for seed, number of draws and provenance.
+      slide: of `read_input`.
+      config: for seed, number of draws, output and provenance.
       checkpoint: where the model lies, for provenance.
-
-    Returns:
-      AnnData: `X` posterior mean [n, g], `layers` std, q10 and q90 over draws, `obsm['spatial']`
-      as it came in and `['spatial_um']`, normalisation and provenance in `uns`.
     """
-    draws = config.predict.draws
-    if draws < MIN_DRAWS:
-        raise InputError(
-            f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found {draws}."
+    output, genes = Path(config.predict.output), [str(gene) for gene in model.genes]
+    n, g, mesh = slide.num_spots, len(genes), make_mesh(config.devices)
+    with atomic_path(output) as temporary, DrawStore(output.parent, n, g) as store:
+        mean, sampled = model.predict_slide(
+            slide, config.seed, config.predict.draws, config.sample.mean_draws, mesh
         )
-    prepared = model.task.prepare(slide, model.fitted)
-    mean, sampled = model.predict(prepared, config.seed, draws, config.sample.mean_draws)
-    g = len(model.genes)
-    mean, sampled = mean[:, :g], sampled[..., :g]
-    layers = {"std": sampled.std(axis=0, ddof=1)}
-    for name, p in QUANTILES.items():
-        layers[name] = metrics.quantiles(sampled, p)
+        for draw in sampled:
+            store.append(draw[:, :g])
+        mean = mean[:, :g]
+        _annotations(model, slide, config, checkpoint).write_h5ad(temporary)
+        _write_matrices(temporary, mean, store, config.predict.draws)
+    _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
+    measured = _measured(config.predict.input, slide, genes, model.task.normalization)
+    scores = None if measured is None else metrics.pearson(mean, measured)
+    if scores is not None:
+        _LOG.info(
+            "the input holds counts too: gene-wise Pearson %.3f", metrics.mean_over_genes(scores)[0]
+        )
+    title = f"{slide.name}: predicted by {model.task.name}"
+    _draw_maps(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
+
+
+def _annotations(model: Model, slide: Slide, config: Any, checkpoint: Path) -> anndata.AnnData:
+    """Everything of the output but its matrices."""
     adata = anndata.AnnData(
-        X=mean.astype(np.float32),
         obs=pd.DataFrame(index=pd.Index(slide.barcodes.astype(str))),
         var=pd.DataFrame(index=pd.Index([str(gene) for gene in model.genes])),
-        layers={name: np.asarray(value, np.float32) for name, value in layers.items()},
         obsm={"spatial": slide.coords_in, "spatial_um": slide.coords_um},
     )
     adata.uns["normalization"] = model.task.normalization
@@ -137,7 +169,7 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> anndat
         "method": model.task.name,
         "checkpoint": str(checkpoint),
         "config": config.to_json_best_effort(),
-        "draws": draws,
+        "draws": config.predict.draws,
         "evaluations_per_draw": model.task.evaluations,
         "X": "posterior mean: x_1_hat at t = 0",
         "layers": "std, q10 and q90 over joint draws",
@@ -145,43 +177,49 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> anndat
     return adata
 
 
-def write(adata: anndata.AnnData, slide: Slide, config: Any) -> None:
-    """Writes the prediction and a map of its most variable genes beside it (same name, .png).
-
-    Where the input file holds counts, the map shows them beside the prediction, and the log says
-    the Pearson correlation; nothing was fitted to them.
-    """
-    output = Path(config.predict.output)
-    genes = list(adata.var_names)
-    measured = _measured(config, genes, adata.uns["normalization"])
-    scores = None if measured is None else metrics.pearson(adata.X, measured)
-    figure = plots.spatial_maps(
-        slide.coords_um,
-        measured,
-        np.asarray(adata.X),
-        genes,
-        scores=scores,
-        title=f"{slide.name}: predicted by {adata.uns['stfm']['method']}",
-    )
-    with atomic_path(output) as temporary:
-        adata.write_h5ad(temporary)
-    plots.save(figure, output.with_suffix(".png"))
-    _LOG.info("%s: %d spots, %d genes -> %s", slide.where, adata.n_obs, adata.n_vars, output)
-    if scores is not None:
-        _LOG.info(
-            "the input holds counts too: gene-wise Pearson %.3f", metrics.mean_over_genes(scores)[0]
-        )
+def _write_matrices(path: Path, mean: np.ndarray, store: DrawStore, draws: int) -> None:
+    """Adds `X` and the layers to an AnnData file, some spots at a time."""
+    n, g = mean.shape
+    at_once = max(1, NUMBERS_AT_ONCE // (draws * g))
+    with h5py.File(path, "r+") as file:
+        x = _matrix(file, "X", mean.shape)
+        layers = {name: _matrix(file["layers"], name, mean.shape) for name in ("std", *QUANTILES)}
+        for first in range(0, n, at_once):
+            last = min(first + at_once, n)
+            sampled = store.read(first, last)
+            x[first:last] = mean[first:last]
+            layers["std"][first:last] = sampled.std(axis=0, ddof=1)
+            for name, p in QUANTILES.items():
+                layers[name][first:last] = metrics.quantiles(sampled, p)
 
 
-def _measured(config: Any, genes: list[str], normalization: str) -> np.ndarray | None:
+def _matrix(group: h5py.Group, name: str, shape: tuple[int, int]) -> h5py.Dataset:
+    """A matrix to be filled, marked as AnnData's on-disk format asks."""
+    matrix = group.create_dataset(name, shape, np.float32)
+    matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return matrix
+
+
+def _measured(path: str, slide: Slide, genes: list[str], normalization: str) -> np.ndarray | None:
     """Expression in the input file, where it has counts of every gene."""
     try:
-        slide = h5ad.read(
-            config.predict.input,
-            features_key=config.predict.features_key,
-            spatial_unit=config.predict.spatial_unit or None,
-            um_per_px=config.predict.um_per_px,
-        )
-        return expression(slide, genes, normalization)
+        return h5ad.read_expression(path, slide.barcodes, genes, normalization)
     except InputError:
         return None
+
+
+def _draw_maps(path: Path, slide: Slide, measured, mean, genes, scores, title: str) -> None:
+    """Maps of the most variable genes; of a slide of over SHOWN spots some are drawn."""
+    n, shown = slide.num_spots, slice(None)
+    if n > SHOWN:
+        shown = np.sort(np.random.default_rng(0).choice(n, SHOWN, replace=False))
+        title += f" ({SHOWN:,} of {n:,} spots)"
+    figure = plots.spatial_maps(
+        slide.coords_um[shown],
+        None if measured is None else measured[shown],
+        mean[shown],
+        genes,
+        scores=scores,
+        title=title,
+    )
+    plots.save(figure, path)

@@ -7,11 +7,13 @@ features unless they fit. Draws equal those of `STFlow.sample`, noise being keye
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stfm_jax.data.batching import PreparedSlide, bucket_size
+from stfm_jax.data.rows import BLOCK, spans
 from stfm_jax.flow import priors
 from stfm_jax.flow.solvers import host_scan
 from stfm_jax.models.stflow import FlowArrays, STFlow, draw_keys
@@ -30,7 +33,6 @@ from stfm_jax.ops.tiles import Tiles, hilbert_order, tile
 _LOG = logging.getLogger("stfm_jax")
 ABOVE = 20_000  # spots; smaller slides are one call
 CHUNK = 4_096  # spots of a step on a CPU; accelerators take 32 times as many
-CACHE_BYTES = 1 << 30  # edge features kept over the evaluations where they need no more
 
 Progress = Callable[[int], None]  # is told the spots done
 
@@ -56,13 +58,29 @@ class WholeSlide:
         return self.tiles_per_chunk * self.tiles.size
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A slide as the network takes it, its rows made block by block."""
+
+    name: str
+    coords: np.ndarray  # [n, 2] float64, in units of the slide's spot spacing
+    place: np.ndarray  # [n] int32, row in the slide's input; noise is keyed to it
+    blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]  # see `STFlow.prepare_blocks`
+
+    @classmethod
+    def of(cls, slide: PreparedSlide) -> Rows:
+        """Of a slide in memory."""
+        blocks = ((i, slide.features[i], slide.anchor[i]) for i in spans(len(slide.coords)))
+        return cls(slide.name, slide.coords, slide.place, blocks)
+
+
 def encode(
     task: STFlow,
     params: dict,
     arrays: FlowArrays,
-    slide: PreparedSlide,
+    slide: Rows,
     chunk: int = 0,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None = None,
 ) -> WholeSlide:
     """Everything that depends on the slide alone: tokens, mean, graph, and frames if they fit.
 
@@ -72,36 +90,32 @@ def encode(
       arrays: fitted.
       slide: to predict.
       chunk: spots of a step, rounded to whole tiles; 0: by the kind of device.
-      cache_bytes: edge features are kept in so much memory, or computed at every evaluation.
+      cache_bytes: edge features are kept in so much memory, or computed at every evaluation; None:
+        as the task says.
     """
     n, network = len(slide.coords), task.network
     chunk = chunk or CHUNK * (1 if jax.default_backend() == "cpu" else 32)
     per_chunk = -(-min(chunk, bucket_size(n)) // task.tile)
     rows = per_chunk * task.tile
     total = -(-n // rows) * rows
-    order = hilbert_order(slide.coords)
-    graph = knn_graph(slide.coords[order], task.neighbors)
-    geometry = edge_geometry(slide.coords[order], graph)
-    tiles = tile(graph, geometry, total, task.tile)
-
-    def encoded(i):
-        index = _fill(order[i : i + rows], rows)
-        return _encode_rows(task, params, arrays, slide.features[index], slide.anchor[index])
-
-    tokens, mean = _joined(encoded, total, rows)
+    with _stage(slide, "neighbours"):
+        order = hilbert_order(slide.coords)
+        tiles = _tiles(slide.coords[order], task, total)
     row = np.empty(n, np.int64)
     row[order] = np.arange(n)
+    with _stage(slide, "features, neighbourhoods and anchor"):
+        tokens, mean = _encode_blocks(task, params, arrays, slide.blocks, row, total)
     made = WholeSlide(
         row=row,
         place=jnp.asarray(_fill(slide.place[order], total)),
         tokens=tokens,
         mean=mean,
-        tiles=jax.device_put(tiles),
+        tiles=tiles,
         frames=None,
         tiles_per_chunk=per_chunk,
     )
-    size = tiles.senders.size * network.width * network.num_blocks * 4
-    kept = size <= cache_bytes
+    size = network.edge_bytes(tiles)
+    kept = size <= (task.edge_cache if cache_bytes is None else cache_bytes)
     _LOG.info(
         "%s: %d spots in %d tiles of %d, %d at a time; edge features (%.1f GiB) %s",
         slide.name or "slide",
@@ -122,6 +136,35 @@ def encode(
         for layer in network.layers(params["flow"])
     ]
     return dataclasses.replace(made, frames=frames)
+
+
+def _tiles(coords: np.ndarray, task: STFlow, total: int) -> Tiles:
+    graph = knn_graph(coords, task.neighbors)
+    return jax.device_put(tile(graph, edge_geometry(coords, graph), total, task.tile))
+
+
+def _encode_blocks(
+    task: STFlow, params, arrays, blocks, row: np.ndarray, total: int
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens and mean, N rows each, from blocks of the slide's spots in whatever order."""
+    size = min(BLOCK, bucket_size(len(row)))  # of every call, so that one trace serves all
+    tokens = np.zeros((total, task.network.width), np.float32)
+    mean = np.zeros((total, task.network.num_genes), np.float32)
+    for spots, features, anchor in blocks:
+        filled = (_fill(features, size), _fill(anchor, size))
+        encoded = _encode_rows(task, params, arrays, *filled)
+        for out, values in zip((tokens, mean), encoded, strict=True):
+            out[row[spots]] = np.asarray(values)[: len(spots)]
+    return jnp.asarray(tokens), jnp.asarray(mean)
+
+
+@contextlib.contextmanager
+def _stage(slide: Rows, what: str) -> Iterator[None]:
+    """Logs how long a stage of the preparation took."""
+    start = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    _LOG.info("%s: %s of %d spots: %.0f s", slide.name, what, len(slide.coords), seconds)
 
 
 def posterior_mean(
@@ -219,8 +262,10 @@ def _joined(part: Callable, total: int, rows: int) -> tuple[jax.Array, ...]:
 
 
 def _fill(values: np.ndarray, size: int) -> np.ndarray:
-    """Values [m] made [size] by repeating the first."""
-    return np.concatenate([values, np.full(size - len(values), values[0])])
+    """Values [m, ...] made [size, ...] by repeating the first."""
+    return np.concatenate(
+        [values, np.broadcast_to(values[0], (size - len(values), *values.shape[1:]))]
+    )
 
 
 def _workers() -> int:

@@ -34,6 +34,8 @@ _AT_LEAST = {
     "train.epochs": 1,
     "train.regions_per_slide": 1,
     "train.slides_per_step": 1,
+    "train.accumulate": 1,
+    "devices": 0,
     "sample.evaluations": 1,
     "sample.mean_draws": 1,
     "sample.draws": 2,  # the CRPS compares draws
@@ -81,6 +83,7 @@ def build(config: Any, num_genes: int) -> STFlow:
         prior=config.prior,
         neighbors=model.neighbors,
         tile=model.tile or default_tile(),
+        edge_cache=int(model.edge_cache_gib * 2**30) or default_edge_cache(),
         loss_weight=config.train.loss_weight,
         evaluations=config.sample.evaluations,
     )
@@ -89,6 +92,11 @@ def build(config: Any, num_genes: int) -> STFlow:
 def default_tile() -> int:
     """Spots of a tile: what a CPU's cache holds, or enough to fill an accelerator."""
     return TILE if jax.default_backend() == "cpu" else 16_384
+
+
+def default_edge_cache() -> int:
+    """Bytes for edge features, of what a machine surely has."""
+    return (1 if jax.default_backend() == "cpu" else 4) << 30
 
 
 def check(config: Any) -> None:
@@ -108,6 +116,15 @@ def check(config: Any) -> None:
         value = _value(config, field)
         if value < least:
             raise InputError(f"config.{field} must be at least {least}, found {value}.")
+
+
+def check_devices(config: Any, devices: int) -> None:
+    """Raises InputError where a config cannot be computed on so many devices."""
+    if devices > 1 and config.model.attention == "segments":
+        raise InputError(
+            f"config.model.attention=segments works on one device, found {devices}; set "
+            "--config.devices=1, or --config.model.attention=tiled."
+        )
 
 
 def _value(config: Any, field: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from sklearn.covariance import LedoitWolf
 
 from stfm_jax.data.batching import TILE, Batch, PreparedSlide, spacing_units
 from stfm_jax.data.expression import expression, gene_counts, library_size
+from stfm_jax.data.rows import spans
 from stfm_jax.data.slide import Slide
 from stfm_jax.flow import gaussian, priors
 from stfm_jax.flow.path import angular_times, interpolate, uniform_times
@@ -73,6 +74,7 @@ class STFlow:
     prior: str = "zinb_fit"
     neighbors: int = 8
     tile: int = TILE  # spots of a tile
+    edge_cache: int = 1 << 30  # bytes; edge features are kept in so much, or computed every time
     loss_weight: str = "velocity"
     evaluations: int = 5
     clip: bool = True  # predictions are never below 0, as log-expression is
@@ -141,6 +143,26 @@ class STFlow:
         anchor = regressors.predict(fitted.anchor, context)
         expr = None if genes is None else expression(slide, genes, self.normalization)
         return self._prepared(slide, fitted.transform, context, anchor, expr)
+
+    def prepare_blocks(
+        self, slide: Slide, fitted: Fitted
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """As `prepare` of a slide to predict, but some spots [m] at a time.
+
+        Yields spots, features [m, f] and anchor [m, g] until every spot was there; what is held of
+        the slide are its principal components [n, p].
+        """
+        context = feature_ops.context_reader(
+            fitted.transform, slide.features, slide.coords_um, self.context
+        )
+        if self.token_context:
+            blocks = ((spots, None) for spots in spans(slide.num_spots))
+        else:
+            blocks = feature_ops.standardized_blocks(fitted.transform, slide.features)
+        for spots, own in blocks:
+            around = context(spots)
+            anchor = regressors.predict(fitted.anchor, around)
+            yield spots, around if own is None else own, anchor
 
     def _context(self, slide: Slide, transform) -> np.ndarray:
         return feature_ops.context_features(
@@ -218,9 +240,10 @@ class STFlow:
         return (1.0 - self.image_weight) * anchor + self.image_weight * said
 
     def evaluator(self, params: dict, batch: Batch):
-        """(state, t) -> network output, with the slide's edges and features encoded once."""
+        """(state, t) -> network output, with the slide's features (and edges) encoded once."""
         network, params = self.network, params["flow"]
-        frames = network.encode_edges(params, batch.tiles)
+        kept = network.edge_bytes(batch.tiles) <= self.edge_cache
+        frames = network.encode_edges(params, batch.tiles) if kept else None
         tokens = network.encode_features(params, batch.features)
         return lambda x, t: (
             self.gate(t) * network.denoise(params, x, t, tokens, batch.tiles, frames)

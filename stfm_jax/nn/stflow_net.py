@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from stfm_jax.nn.blocks import FrameFeatures, SpatialBlock
 from stfm_jax.nn.mlp import Dense, TimeEmbedding, dropout, fold, gaussian_noise
 from stfm_jax.ops.frames import EdgeGeometry
-from stfm_jax.ops.tiles import Edges, Tiles, edge_list
+from stfm_jax.ops.tiles import Edges, Tiles, edge_list, with_received
 
 EXPRESSIONS = ("token", "differences")
 ATTENTIONS = ("tiled", "segments")
@@ -117,6 +117,10 @@ class STFlowNet:
             map_tiles(functools.partial(self.encode_frames, layer), tiles.geometry, tiles.mask)
             for layer in self.layers(params)
         ]
+
+    def edge_bytes(self, tiles: Tiles) -> int:
+        """Memory that `encode_edges` takes."""
+        return 4 * tiles.senders.size * self.width * self.num_blocks
 
     def encode_frames(self, layer: Layer, geometry: EdgeGeometry) -> jax.Array:
         return self._frames.apply({"params": layer.frames}, geometry)
@@ -241,7 +245,7 @@ def over_tiles(block, h, y, frames, tiles: Tiles, keys):
       keys: [n] or None.
     """
     # Halos are gathered at once: the gradient of that is one scatter.
-    halo = h[tiles.halo], y[tiles.halo]
+    halo = (with_received(tiles, a)[tiles.halo] for a in (h, y))
     return run_tiles(block, h, y, *halo, frames, tiles.senders, tiles.mask, keys)
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from stfm_jax.errors import InputError
 
 TIE_TOLERANCE = 1e-4  # relative to the k-th distance [ours]
-EDGES_AT_ONCE = 1 << 18
+SPOTS_AT_ONCE = 1 << 16
 MAX_TIES = 24  # beyond k: a spot with more neighbours tied with its k-th is refused [ours]
 
 
@@ -46,17 +47,40 @@ def knn_graph(coords: np.ndarray, k: int, include_self: bool = False) -> Graph:
     Raises:
       InputError: fewer than k + 1 spots, or over MAX_TIES neighbours tied with the k-th.
     """
-    coords = np.asarray(coords, dtype=np.float64)
+    tree = spot_tree(coords, k)
+    n = tree.n
+    parts = [
+        nearest(tree, np.arange(i, min(i + SPOTS_AT_ONCE, n)), k, include_self)
+        for i in range(0, n, SPOTS_AT_ONCE)
+    ]
+    starts = range(0, n, SPOTS_AT_ONCE)
+    return Graph(
+        np.concatenate([part.senders for part in parts]),
+        np.concatenate([i + part.receivers for i, part in zip(starts, parts, strict=True)]),
+    )
+
+
+def spot_tree(coords: np.ndarray, k: int) -> cKDTree:
+    """What `nearest` searches; coordinates [n, 2] or [n, 3] in float64.
+
+    Raises:
+      InputError: fewer than k + 1 spots.
+    """
     n = len(coords)
     if n <= k:
         raise InputError(
             f"{n} spots are too few for {k} neighbours each; at least {k + 1} are needed. Lower "
             "the number of neighbours or leave this slide out."
         )
-    tree = cKDTree(coords)
+    return cKDTree(np.asarray(coords, dtype=np.float64))
+
+
+def nearest(tree: cKDTree, spots: np.ndarray, k: int, include_self: bool = False) -> Graph:
+    """As `knn_graph`, for some spots [m] of a tree; receivers count within `spots`."""
+    n, coords = tree.n, tree.data[spots]
     width = min(n, k + 2 + MAX_TIES)
     first = min(n, k + 6)
-    distance, index = tree.query(coords, k=first)
+    distance, index = tree.query(coords, k=first, workers=-1)
     # The k-th neighbour is at column k: column 0 is the spot itself.
     radius = distance[:, k] * (1.0 + TIE_TOLERANCE)
     open_rows = distance[:, -1] <= radius
@@ -66,17 +90,16 @@ def knn_graph(coords: np.ndarray, k: int, include_self: bool = False) -> Graph:
         open_rows &= distance[:, -1] <= radius
     if open_rows.any() and width < n:
         raise InputError(
-            f"spot {int(np.flatnonzero(open_rows)[0])} has over {MAX_TIES} neighbours at the "
+            f"spot {int(spots[open_rows][0])} has over {MAX_TIES} neighbours at the "
             f"distance of its {k}-th: the coordinates look degenerate (many spots on a circle "
             "or on top of one another). Check their unit and precision."
         )
-    receivers = np.repeat(np.arange(n), distance.shape[1]).reshape(distance.shape)
     keep = distance <= radius[:, None]
     if not include_self:
-        keep &= index != receivers
-    senders, receivers = index[keep], receivers[keep]
-    order = np.lexsort((senders, receivers))
-    return Graph(senders[order].astype(np.int32), receivers[order].astype(np.int32))
+        keep &= index != spots[:, None]
+    senders = np.sort(np.where(keep, index, n), axis=1)  # those left out are last
+    receivers = np.repeat(np.arange(len(spots)), keep.sum(axis=1))
+    return Graph(senders[senders < n].astype(np.int32), receivers.astype(np.int32))
 
 
 def _widen(distance, index, width):
@@ -87,26 +110,25 @@ def _widen(distance, index, width):
     )
 
 
-def neighbor_mean(values: np.ndarray, graph: Graph) -> np.ndarray:
-    """Mean of each spot's neighbours, [n, ...]: neighbourhood features and smoothing.
+def neighbor_mean(values: np.ndarray, graph: Graph, num_receivers: int | None = None) -> np.ndarray:
+    """Mean of each receiver's neighbours: neighbourhood features and smoothing.
 
-    Some receivers at a time, so that memory does not grow with the number of edges.
+    Args:
+      values: [n, ...] floating point; sums are of that precision.
+      graph: whose senders are rows of values.
+      num_receivers: m, where receivers are not those rows.
+
+    Returns:
+      [m, ...], zero where there are no neighbours.
     """
-    n = len(values)
-    degrees = graph.degrees(n)
-    ends = np.cumsum(degrees)
-    mean = np.zeros_like(values)
-    start = 0
-    while start < n:
-        first_edge = ends[start] - degrees[start]
-        stop = max(int(np.searchsorted(ends, first_edge + EDGES_AT_ONCE)), start + 1)
-        rows = start + np.flatnonzero(degrees[start:stop])
-        if len(rows):
-            sent = values[graph.senders[first_edge : ends[stop - 1]]].astype(np.float64)
-            total = np.add.reduceat(sent, ends[rows] - degrees[rows] - first_edge, axis=0)
-            mean[rows] = total / degrees[rows].reshape(-1, *[1] * (values.ndim - 1))
-        start = stop
-    return mean
+    m = len(values) if num_receivers is None else num_receivers
+    degrees = graph.degrees(m)
+    ends = np.concatenate([[0], np.cumsum(degrees)])
+    ones = np.ones(len(graph.senders), values.dtype)
+    adjacency = sp.csr_matrix((ones, graph.senders, ends), shape=(m, len(values)))
+    total = adjacency @ values.reshape(len(values), -1)
+    total /= np.maximum(degrees, 1)[:, None]
+    return total.reshape(m, *values.shape[1:])
 
 
 def median_spacing(coords: np.ndarray) -> float:

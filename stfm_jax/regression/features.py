@@ -5,17 +5,18 @@ Standardising per slide uses the slide's own images (no expression); it takes ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
 from sklearn.decomposition import PCA
 
+from stfm_jax.data import rows
 from stfm_jax.errors import InputError
-from stfm_jax.ops.neighbors import knn_graph, neighbor_mean
+from stfm_jax.ops.neighbors import nearest, neighbor_mean, spot_tree
 
 STANDARDIZATIONS = ("slide", "training")
-BLOCK = 16_384  # spots looked at together
 CLIP = 6.0  # standard deviations; one odd patch must not rule its neighbourhood [ours]
 
 
@@ -59,38 +60,43 @@ def fit_transform(
     return transform._replace(components=pca.fit(standardized).components_.T.astype(np.float32))
 
 
-def standardized_features(transform: FeatureTransform, features: np.ndarray) -> np.ndarray:
+def standardized_features(transform: FeatureTransform, features: rows.Features) -> np.ndarray:
     """[n, f] float32 with zero mean and unit variance, clipped at CLIP.
 
     Raises:
       ValueError: a width that was not fitted; `eval.model_store` checks slides, and names them.
     """
-    standardize = _standardizer(transform, features)
-    return np.concatenate([standardize(block) for block in _blocks(features)])
+    out = np.empty(features.shape, np.float32)
+    for spots, values in standardized_blocks(transform, features):
+        out[spots] = values
+    return out
 
 
-def own_features(transform: FeatureTransform, features: np.ndarray) -> np.ndarray:
-    """Principal components [n, p] of a spot's own standardised features.
+def own_features(transform: FeatureTransform, features: rows.Features) -> np.ndarray:
+    """Principal components [n, p] of a spot's own standardised features."""
+    out = np.empty((len(features), transform.components.shape[1]), np.float32)
+    for spots, values in standardized_blocks(transform, features):
+        out[spots] = values @ transform.components
+    return out
 
-    Blockwise: features [n, f] may be an HDF5 dataset that is larger than memory.
-    """
-    standardize = _standardizer(transform, features)
-    return np.concatenate([standardize(b) @ transform.components for b in _blocks(features)])
 
-
-def _standardizer(transform: FeatureTransform, features: np.ndarray):
+def standardized_blocks(
+    transform: FeatureTransform, features: rows.Features
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some spots [m] and their standardised features [m, f] at a time; see `data.rows.blocks`."""
     if features.shape[1] != len(transform.mean):
         raise ValueError(
             f"expected features of width {len(transform.mean)} as fitted, found "
             f"{features.shape[1]}."
         )
     mean, std = _moments([features]) if transform.per_slide else (transform.mean, transform.std)
-    return lambda x: np.clip((x - mean) / std, -CLIP, CLIP).astype(np.float32)
+    for spots, x in rows.blocks(features):
+        yield spots, np.clip((x - mean) / std, -CLIP, CLIP).astype(np.float32)
 
 
 def context_features(
     transform: FeatureTransform,
-    features: np.ndarray,
+    features: rows.Features,
     coords: np.ndarray,
     scales: Sequence[int],
 ) -> np.ndarray:
@@ -103,26 +109,53 @@ def context_features(
       scales: sizes of the neighbourhoods, the spot itself counted; neighbours tied with the last
         are kept; a slide with fewer spots is averaged as a whole.
     """
+    context = context_reader(transform, features, coords, scales)
+    out = np.empty((len(features), transform.components.shape[1] * (1 + len(scales))), np.float32)
+    for spots in rows.spans(len(features)):
+        out[spots] = context(spots)
+    return out
+
+
+def context_reader(
+    transform: FeatureTransform,
+    features: rows.Features,
+    coords: np.ndarray,
+    scales: Sequence[int],
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that makes the `context_features` of some spots [m]; it holds [n, p] alone."""
     own = own_features(transform, features)
-    return np.concatenate([own, *(window_mean(own, coords, s) for s in scales)], axis=1)
+    tree = spot_tree(coords, 0)
+
+    def context(spots: np.ndarray) -> np.ndarray:
+        return np.concatenate([_window(own, tree, spots, size) for size in (1, *scales)], axis=1)
+
+    return context
 
 
 def window_mean(values: np.ndarray, coords: np.ndarray, size: int) -> np.ndarray:
-    """Mean [n, ...] of the spot and its `size - 1` nearest others, ties kept."""
+    """Mean [n, g] of the spot and its `size - 1` nearest others, ties kept."""
+    tree, out = spot_tree(coords, 0), np.empty_like(values)
+    for spots in rows.spans(len(values)):
+        out[spots] = _window(values, tree, spots, size)
+    return out
+
+
+def _window(values: np.ndarray, tree: cKDTree, spots: np.ndarray, size: int) -> np.ndarray:
+    """Of some spots [m]; a window of one is the spot."""
     k = min(size, len(values)) - 1
-    return neighbor_mean(values, knn_graph(coords, k, include_self=True)) if k else values
+    if k == 0:
+        return values[spots]
+    return neighbor_mean(values, nearest(tree, spots, k, include_self=True), len(spots))
 
 
-def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
-    return (features[i : i + BLOCK] for i in range(0, len(features), BLOCK))
-
-
-def _moments(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _moments(features: Sequence[rows.Features]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [f] over the rows of all arrays, block by block in float64."""
     n, mean, squares = 0, 0.0, 0.0
-    for x in (block.astype(np.float64) for array in features for block in _blocks(array)):
-        shift = x.mean(axis=0) - mean
-        squares = squares + ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+    for x in (x.astype(np.float64) for each in features for _, x in rows.blocks(each)):
+        block_mean = x.mean(axis=0)
+        x -= block_mean
+        shift = block_mean - mean
+        squares = squares + np.einsum("nf,nf->f", x, x)
         squares = squares + shift**2 * n * len(x) / (n + len(x))
         mean = mean + shift * len(x) / (n + len(x))
         n += len(x)

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 
 from stfm_jax.errors import InputError
+from stfm_jax.runtime import distributed
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary file beside `path`; moved onto it at the end, removed after any failure.
+
+    Of several processes that write the same, the main one's is kept.
 
     The folder is made where it is missing. The temporary name keeps the suffix of `path`, which
     writers such as matplotlib choose the format by.
@@ -44,7 +47,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
+        if distributed.is_main():
+            os.replace(temporary, path)
+        else:
+            temporary.unlink()
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

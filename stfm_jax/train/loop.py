@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from stfm_jax.data.batching import TILE, Batch, PreparedSlide, collate, region
+from stfm_jax.data.batching import Batch, PreparedSlide, collate, region
 from stfm_jax.errors import InputError
 from stfm_jax.models.task import Task
 from stfm_jax.runtime.checkpoint import Checkpoint
+from stfm_jax.runtime.devices import make_mesh, replicate, split
+from stfm_jax.runtime.distributed import anywhere, is_main, of_main, several
 from stfm_jax.runtime.files import read_csv, write_csv, write_json
 from stfm_jax.runtime.interrupt import Interrupted, sigterm_flag
 from stfm_jax.train.state import Optimizer, TrainState, create, train_step
@@ -36,7 +38,8 @@ class Schedule:
     epochs: int = 100
     regions_per_slide: int = 10  # regions an epoch draws from each slide [STFlow]
     whole_share: float = 0.0  # share of those that are the whole slide
-    slides_per_step: int = 1  # regions side by side in a step
+    slides_per_step: int = 1  # regions of a step
+    accumulate: int = 1  # batches they are divided into, done one after the other
     checkpoint_every: int = 5  # epochs
 
 
@@ -59,6 +62,7 @@ def train(
     arrays: PyTree,
     seed: int,
     score: Callable[[PyTree], float] | None = None,
+    mesh: Mesh | None = None,
 ) -> Trained:
     """Trains, or goes on training, or returns what was trained already.
 
@@ -73,6 +77,7 @@ def train(
       arrays: the task's fitted arrays.
       seed: of initialisation, regions and noise.
       score: validation score of EMA parameters, higher is better; None when refitting.
+      mesh: devices that share every batch; None: one.
 
     Raises:
       InputError: the loss became NaN or infinite (names the step and the slides).
@@ -82,7 +87,8 @@ def train(
     history = directory / "history.csv"
     latest, best = Checkpoint(directory / "latest"), Checkpoint(directory / "best")
     key_init, key_steps = jax.random.split(jax.random.key(seed))
-    state = create(task, optimizer, key_init, slides[0].features.shape[1])
+    mesh = mesh or make_mesh(1)
+    state = replicate(mesh, create(task, optimizer, key_init, slides[0].features.shape[1]))
     steps_per_epoch = -(-len(slides) * schedule.regions_per_slide // schedule.slides_per_step)
     if latest.step is not None and latest.step > schedule.epochs * steps_per_epoch:
         latest.clear()  # of a longer schedule, which was stopped: a refit for fewer epochs now
@@ -93,7 +99,7 @@ def train(
     # A kill may have left rows, and a best epoch, after the checkpoint: they are trained again.
     rows = [r for r in read_csv(history) if int(r["epoch"]) <= first_epoch]
     kept = None  # best parameters not yet on disk
-    arrays = jax.device_put(arrays)
+    arrays = replicate(mesh, arrays)
 
     def save():
         write_csv(history, rows)
@@ -111,19 +117,23 @@ def train(
         for epoch in range(first_epoch, schedule.epochs):
             started = time.perf_counter()
             first = int(state.step) - epoch * steps_per_epoch
-            for batch in epoch_batches(
-                schedule, slides, task.neighbors, seed, epoch, first, task.tile
-            ):
-                state = train_step(task, optimizer, state, arrays, batch, key_steps)
+            for batches in epoch_batches(schedule, slides, task, seed, epoch, first, mesh.size):
+                placed = (split(mesh, batch) for batch in batches)
+                state = train_step(task, optimizer, mesh, state, arrays, placed, key_steps)
+                if not stop.is_set() or several():  # processes stop together, at an epoch's end
+                    continue
                 # At an epoch's last step its score and its row come first.
-                if stop.is_set() and int(state.step) < (epoch + 1) * steps_per_epoch:
+                if int(state.step) < (epoch + 1) * steps_per_epoch:
                     _check_finite(state, stage, where)
                     save()
                     raise _interrupted(state, stage)
             _check_finite(state, stage, where)
             loss = float(state.loss_sum / state.loss_count)
-            state = state._replace(loss_sum=jnp.zeros(()), loss_count=jnp.zeros(()))
-            value = np.nan if score is None else score(state.ema_params)
+            nothing = (np.zeros((), np.float32), np.zeros((), np.float32))
+            loss_sum, loss_count = replicate(mesh, nothing)
+            state = state._replace(loss_sum=loss_sum, loss_count=loss_count)
+            value = np.nan if score is None else of_main(score(state.ema_params))
+            stopping = anywhere(stop.is_set())
             rows.append(
                 {
                     "stage": stage,
@@ -137,10 +147,10 @@ def train(
             if score is not None and _best(rows)[0] == epoch + 1:
                 kept = jax.tree.map(np.asarray, state.ema_params)
             due = epoch + 1 == schedule.epochs or (epoch + 1) % schedule.checkpoint_every == 0
-            if due or stop.is_set():
+            if due or stopping:
                 save()
                 kept = None
-            if stop.is_set():
+            if stopping:
                 raise _interrupted(state, stage)
             bar.set_postfix_str(
                 f"loss {loss:.4g}" + ("" if score is None else f", validation {value:.3f}")
@@ -174,22 +184,28 @@ def epoch_steps(
 def epoch_batches(
     schedule: Schedule,
     slides: Sequence[PreparedSlide],
-    k: int,
+    task: Task,
     seed: int,
     epoch: int,
     first: int = 0,
-    tile_size: int = TILE,
-) -> Iterator[Batch]:
-    """The batches of an epoch from its step `first` on; a function of seed, epoch and step."""
+    devices: int = 1,
+) -> Iterator[Iterator[Batch]]:
+    """The batches of an epoch's steps from `first` on; a function of seed, epoch and step."""
     whole = round(schedule.whole_share * schedule.regions_per_slide)
-    for parts in epoch_steps(schedule, len(slides), seed, epoch)[first:]:
-        regions = [
-            slides[i]
-            if j < whole
-            else region(slides[i], np.random.default_rng([seed, epoch, i, j]), at_least=4 * k)
-            for i, j in parts
-        ]
-        yield collate(regions, k, tile_size)
+
+    def drawn(i, j):
+        if j < whole:
+            return slides[i]
+        rng = np.random.default_rng([seed, epoch, i, j])
+        return region(slides[i], rng, at_least=4 * task.neighbors)
+
+    def batches(parts):
+        size = -(-len(parts) // schedule.accumulate)
+        for at in range(0, len(parts), size):
+            regions = [drawn(*part) for part in parts[at : at + size]]
+            yield collate(regions, task.neighbors, task.tile, devices, first_slide=at)
+
+    return (batches(parts) for parts in epoch_steps(schedule, len(slides), seed, epoch)[first:])
 
 
 def _interrupted(state: TrainState, stage: str) -> Interrupted:
@@ -210,5 +226,11 @@ def _check_finite(state: TrainState, stage: str, where: Callable[[int], str]) ->
 
 def _progress(stage: str, start: int, total: int) -> tqdm:
     return tqdm(
-        desc=stage, initial=start, total=total, unit="epoch", dynamic_ncols=True, mininterval=1.0
+        desc=stage,
+        initial=start,
+        total=total,
+        unit="epoch",
+        dynamic_ncols=True,
+        mininterval=1.0,
+        disable=not is_main(),
     )

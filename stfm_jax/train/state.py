@@ -1,16 +1,25 @@
-"""The training state and the jitted step. One trace per bucket serves every fold of a run."""
+"""The training state and its update. One trace per bucket serves every fold of a run.
+
+Devices share the rows of every batch. Each sums its own terms of the loss and their gradients;
+the sums over devices, and over the batches of a step, are divided by the number of all terms. So
+a step is the same on any number of devices and in any number of batches, to rounding.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from stfm_jax.models.task import Task
+from stfm_jax.ops.tiles import AXIS
+from stfm_jax.runtime.devices import SPLIT, WHOLE
 
 PyTree = Any
 
@@ -63,13 +72,21 @@ def create(task: Task, optimizer: Optimizer, key: jax.Array, num_features: int) 
     )
 
 
-@functools.partial(jax.jit, static_argnames=("task", "optimizer"), donate_argnames=("state",))
+class Sums(NamedTuple):
+    """Of some terms of a step's loss."""
+
+    gradient: PyTree
+    loss: jax.Array  # []
+    count: jax.Array  # []
+
+
 def train_step(
     task: Task,
     optimizer: Optimizer,
+    mesh: Mesh,
     state: TrainState,
     arrays: PyTree,
-    batch: PyTree,
+    batches: Iterable[PyTree],
     key: jax.Array,
 ) -> TrainState:
     """One update. The step's noise is `key` folded with the step number.
@@ -77,31 +94,55 @@ def train_step(
     Args:
       task: gives `loss(params, arrays, batch, key) -> (sum, count)`.
       optimizer: settings.
+      mesh: devices that share the batches.
       state: donated.
       arrays: the task's fitted arrays (prior, path): arguments, never closures.
-      batch: padded slides.
+      batches: of padded slides, one after the other; together they are the step's terms.
       key: key of the run.
     """
-    step_key = jax.random.fold_in(key, state.step)
+    sums = None
+    for batch in batches:
+        part = _sums(task, mesh, state.params, arrays, batch, key, state.step)
+        sums = part if sums is None else _added(sums, part)
+    return _updated(optimizer, state, sums)
 
-    def mean_loss(params):
-        total, count = task.loss(params, arrays, batch, step_key)
-        return total / jnp.maximum(count, 1.0), (total, count)
 
-    gradients, (total, count) = jax.grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.transform().update(gradients, state.opt_state, state.params)
+@functools.partial(jax.jit, static_argnames=("task", "mesh"))
+def _sums(task: Task, mesh: Mesh, params, arrays, batch, key, step) -> Sums:
+    def on_device(params, arrays, batch, key):
+        loss = functools.partial(task.loss, arrays=arrays, batch=batch, key=key)
+        (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.lax.psum(Sums(gradient, total, count), AXIS)
+
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(WHOLE, WHOLE, SPLIT, WHOLE),
+        out_specs=WHOLE,
+        check_vma=False,
+    )(params, arrays, batch, jax.random.fold_in(key, step))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(a: Sums, b: Sums) -> Sums:
+    return jax.tree.map(jnp.add, a, b)
+
+
+@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames="state")
+def _updated(optimizer: Optimizer, state: TrainState, sums: Sums) -> TrainState:
+    gradient = jax.tree.map(lambda g: g / jnp.maximum(sums.count, 1.0), sums.gradient)
+    updates, opt_state = optimizer.transform().update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The EMA forgets its start quickly: decay grows from 1/11 with the step.
     decay = jnp.minimum(optimizer.ema_decay, (1.0 + state.step) / (11.0 + state.step))
     ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema_params, params)
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(sums.loss)
     return TrainState(
         step=state.step + 1,
         params=params,
         ema_params=ema,
         opt_state=opt_state,
-        loss_sum=state.loss_sum + total,
-        loss_count=state.loss_count + count,
-        first_bad_step=jnp.where(
-            (state.first_bad_step < 0) & ~jnp.isfinite(total), state.step, state.first_bad_step
-        ),
+        loss_sum=state.loss_sum + sums.loss,
+        loss_count=state.loss_count + sums.count,
+        first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
     )

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from stfm_jax.data import rows
+from stfm_jax.data.expression import NORMALIZATIONS, expression
 from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 
@@ -28,10 +30,10 @@ def _adata(X=COUNTS, **uns):
     return adata
 
 
-def _read(tmp_path, adata, **options):
+def _read(tmp_path, adata, read=h5ad.read, **options):
     path = tmp_path / "slide.h5ad"
     adata.write_h5ad(path)
-    return h5ad.read(path, **options)
+    return read(path, **options)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array])
@@ -76,13 +78,13 @@ def test_counts_layer_before_x(tmp_path):
 
 @pytest.mark.parametrize("X", [None, np.zeros((9, 4)), -COUNTS, np.log1p(COUNTS)])
 def test_slides_without_expression(tmp_path, X):
-    slide = _read(tmp_path, _adata(X), require_counts=False)
+    slide = _read(tmp_path, _adata(X), h5ad.read_to_predict)
     assert slide.counts is None and slide.genes is None and slide.num_spots == 9
 
 
 def test_a_slide_with_no_genes_at_all(tmp_path):
     adata = anndata.AnnData(obs=pd.DataFrame(index=list("abc")), obsm={"spatial": COORDS[:3]})
-    assert _read(tmp_path, adata, spatial_unit="um", require_counts=False).num_spots == 3
+    assert _read(tmp_path, adata, h5ad.read_to_predict, spatial_unit="um").num_spots == 3
     with pytest.raises(InputError, match="raw counts are needed"):
         _read(tmp_path, adata, spatial_unit="um")
 
@@ -116,6 +118,72 @@ def test_spots_outside_the_tissue_are_dropped(tmp_path, caplog, column):
     np.testing.assert_array_equal(slide.counts.toarray(), COUNTS[::2])
     np.testing.assert_array_equal(slide.features[:, 0], [0, 4, 8, 12, 16])
     assert "4 of 9 spots dropped, outside the tissue" in caplog.text and slide.z_um == 32.0
+
+
+def test_to_predict_features_stay_in_the_file(tmp_path):
+    """The same slide as `read` gives, whatever holds the features, without touching X or layers."""
+    adata = _adata(-COUNTS, encoder="stain_224um")
+    adata.obs["in_tissue"], adata.obs["patient"] = [1, 0, 1] * 3, "P1"
+    features = RNG.normal(size=(9, 3)).astype(np.float32)
+    adata.obsm["features"], adata.obsm["other"] = features, features[:, :2]
+    adata.obsm["frame"] = pd.DataFrame(features, index=adata.obs_names, columns=list("abc"))
+    slide = _read(tmp_path, adata, h5ad.read_to_predict)
+    keep = [0, 2, 3, 5, 6, 8]
+    assert isinstance(slide.features, rows.StoredRows)
+    np.testing.assert_array_equal(np.asarray(slide.features), features[keep])
+    np.testing.assert_array_equal(slide.barcodes, [f"s{i}" for i in keep])
+    np.testing.assert_array_equal(slide.coords_um, COORDS[keep])
+    assert (slide.encoder, slide.patient, slide.counts) == ("stain_224um", "P1", None)
+    np.testing.assert_array_equal(np.asarray(slide.subset([1, 4]).features), features[[2, 6]])
+    h5ad.write(slide, tmp_path / "again.h5ad")
+    again = h5ad.read_to_predict(tmp_path / "again.h5ad")
+    np.testing.assert_array_equal(np.asarray(again.features), features[keep])
+    frame = _read(tmp_path, adata, h5ad.read_to_predict, features_key="frame")
+    np.testing.assert_array_equal(frame.features, features[keep])
+    with pytest.raises(InputError, match=r"obsm\['uni'\], found obsm keys .*other.*spatial"):
+        _read(tmp_path, adata, h5ad.read_to_predict, features_key="uni")
+
+
+@pytest.mark.filterwarnings("ignore:.*very old version of AnnData")
+def test_to_predict_from_a_file_of_before_encodings(tmp_path):
+    adata = _adata()
+    adata.obsm["features"] = COORDS.astype(np.float32)
+    adata.write_h5ad(tmp_path / "old.h5ad")
+    with h5py.File(tmp_path / "old.h5ad", "r+") as file:
+        index = file["obs/_index"][()]
+        del file["obs"]
+        table = np.array(list(zip(index, range(9), strict=True)), [("index", "S9"), ("n", int)])
+        file["obs"] = table
+    slide = h5ad.read_to_predict(tmp_path / "old.h5ad")
+    np.testing.assert_array_equal(slide.features, COORDS)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_expression_in_blocks(tmp_path, monkeypatch, kind, layer):
+    """Equal to that of the whole slide, with names that occur twice, spots left out."""
+    monkeypatch.setattr(rows, "BLOCK", 4)
+    monkeypatch.setattr(h5ad, "DENSE_AT_ONCE", 8)
+    adata = _adata(kind(COUNTS) if layer is None else kind(np.log1p(COUNTS)))
+    if layer:
+        adata.layers[layer] = kind(COUNTS)
+    adata.var_names = ["A", "B", "A", "D"]
+    adata.write_h5ad(tmp_path / "slide.h5ad")
+    slide = h5ad.read(tmp_path / "slide.h5ad").subset([0, 1, 4, 7, 8])
+    for normalization in NORMALIZATIONS:
+        arguments = (tmp_path / "slide.h5ad", slide.barcodes, ["D", "A"], normalization)
+        got = h5ad.read_expression(*arguments)
+        expected = expression(slide, ["D", "A"], normalization)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    if layer is None:
+        assert h5ad.read_expression(*arguments[:2], ["D", "C"], "log1p") is None
+        assert h5ad.read_expression(arguments[0], ["s0", "x"], ["D"], "log1p") is None
+
+
+def test_no_expression_without_raw_counts(tmp_path):
+    for X in (None, np.log1p(COUNTS), -COUNTS):
+        _adata(X).write_h5ad(tmp_path / "slide.h5ad")
+        assert h5ad.read_expression(tmp_path / "slide.h5ad", ["s0"], ["A"], "log1p") is None
 
 
 def test_bad_tissue_masks(tmp_path):

@@ -10,6 +10,7 @@ import tiny
 
 from stfm_jax.data.batching import PreparedSlide, collate, in_order
 from stfm_jax.eval import whole_slide
+from stfm_jax.eval.whole_slide import Rows
 from stfm_jax.flow import gaussian, priors
 from stfm_jax.models.build import build
 from stfm_jax.models.stflow import FlowArrays
@@ -49,7 +50,7 @@ def test_equals_one_call(overrides, cache_bytes):
     task, params, arrays = method(**overrides)
     slide, key = made(230), jax.random.key(3)
     batch = collate([slide], task.neighbors, TILE)
-    whole = whole_slide.encode(task, params, arrays, slide, CHUNK, cache_bytes)
+    whole = whole_slide.encode(task, params, arrays, Rows.of(slide), CHUNK, cache_bytes)
     assert (whole.frames is None) == (cache_bytes == 0)
     assert whole.num_chunks == 4
     mean = whole_slide.posterior_mean(task, params, arrays, whole, key, 2)
@@ -66,13 +67,15 @@ def test_a_larger_slide_compiles_nothing_heavy_anew():
     key = jax.random.key(0)
 
     def run(n):
-        slide = whole_slide.encode(task, params, arrays, made(n, seed=n), CHUNK, 0)
+        slide = whole_slide.encode(task, params, arrays, Rows.of(made(n, seed=n)), CHUNK, 0)
         return list(whole_slide.sample(task, params, arrays, slide, key, 1))
 
     run(200)
     traces = whole_slide._run_tiles._cache_size()
-    widths = whole_slide.encode(task, params, arrays, made(200, 200), CHUNK, 0).tiles.halo.shape[1]
-    other = whole_slide.encode(task, params, arrays, made(500, 500), CHUNK, 0).tiles
+    widths = whole_slide.encode(
+        task, params, arrays, Rows.of(made(200, 200)), CHUNK, 0
+    ).tiles.halo.shape[1]
+    other = whole_slide.encode(task, params, arrays, Rows.of(made(500, 500)), CHUNK, 0).tiles
     assert other.halo.shape[1] == widths
     run(500)
     assert whole_slide._run_tiles._cache_size() == traces
@@ -80,7 +83,7 @@ def test_a_larger_slide_compiles_nothing_heavy_anew():
 
 def test_progress_counts_every_row_of_every_layer():
     task, params, arrays = method()
-    slide = whole_slide.encode(task, params, arrays, made(150), CHUNK)
+    slide = whole_slide.encode(task, params, arrays, Rows.of(made(150)), CHUNK)
     done = []
     list(whole_slide.sample(task, params, arrays, slide, jax.random.key(0), 2, done.append))
     assert sum(done) == 2 * task.evaluations * task.network.num_blocks * len(slide.place)
@@ -89,6 +92,8 @@ def test_progress_counts_every_row_of_every_layer():
 def test_the_log_says_the_form(caplog):
     task, params, arrays = method()
     with caplog.at_level(logging.INFO, "stfm_jax"):
-        whole_slide.encode(task, params, arrays, made(150), CHUNK, 0)
+        whole_slide.encode(task, params, arrays, Rows.of(made(150)), CHUNK, 0)
     assert "150 spots in 6 tiles of 32, 2 at a time" in caplog.text
+    assert "slide: neighbours of 150 spots: 0 s" in caplog.text
+    assert "slide: features, neighbourhoods and anchor of 150 spots: " in caplog.text
     assert "computed at every evaluation" in caplog.text

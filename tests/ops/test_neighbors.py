@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stfm_jax.errors import InputError
+from stfm_jax.ops import neighbors
 from stfm_jax.ops.neighbors import (
     MAX_TIES,
     TIE_TOLERANCE,
     Graph,
     knn_graph,
     median_spacing,
+    nearest,
     neighbor_mean,
+    spot_tree,
 )
 
 
@@ -134,6 +137,31 @@ def test_a_circle_within_the_cap_is_kept():
     spots = 8 + MAX_TIES
     coords = np.concatenate([ring(spots), 50.0 + square_lattice(8)])
     assert knn_graph(coords, 8).degrees(len(coords))[0] == spots
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("degrees", [0.0, 37.0])
+def test_the_number_searched_at_once_does_not_matter(monkeypatch, include_self, degrees):
+    coords = rotated(hexagonal_lattice(9), degrees)  # ties that need the wider search
+    coords = np.concatenate([coords, 40.0 + np.random.default_rng(0).uniform(size=(20, 2))])
+    whole = knn_graph(coords, 13, include_self)
+    monkeypatch.setattr(neighbors, "SPOTS_AT_ONCE", 7)
+    for one, other in zip(knn_graph(coords, 13, include_self), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == np.int32
+
+
+def test_neighbours_of_some_spots():
+    """Receivers count within what was asked for, in its order."""
+    coords = np.random.default_rng(0).uniform(size=(60, 2))
+    values = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
+    whole, spots = knn_graph(coords, 5), np.array([40, 3, 59])
+    some = nearest(spot_tree(coords, 5), spots, 5)
+    for i, spot in enumerate(spots):
+        expected = whole.senders[whole.receivers == spot]
+        np.testing.assert_array_equal(some.senders[some.receivers == i], expected)
+    expected = neighbor_mean(values, whole)[spots]
+    np.testing.assert_allclose(neighbor_mean(values, some, 3), expected, rtol=1e-6)
 
 
 def test_neighbor_mean():

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from stfm_jax.data import rows
 from stfm_jax.errors import InputError
 from stfm_jax.regression.features import (
     CLIP,
     context_features,
+    context_reader,
     fit_transform,
     own_features,
     standardized_features,
@@ -120,6 +122,19 @@ def test_context_is_own_and_neighbourhoods():
     np.testing.assert_allclose(context[:, 5:10], brute_window(own, lattice(), 9), atol=1e-4)
     np.testing.assert_allclose(context[:, 10:], brute_window(own, lattice(), 25), atol=1e-4)
     np.testing.assert_array_equal(context_features(transform, features, lattice(), ()), own)
+
+
+def test_blocks_of_any_size_give_the_same(monkeypatch):
+    features, coords = slides()[0][:81], lattice()
+    transform = fit_transform(slides(), "slide", 5)
+    whole = context_features(transform, features, coords, (9, 500))
+    smooth = window_mean(features, coords, 9)
+    monkeypatch.setattr(rows, "BLOCK", 7)
+    context = context_features(transform, features, coords, (9, 500))
+    np.testing.assert_allclose(context, whole, atol=1e-5)
+    np.testing.assert_array_equal(window_mean(features, coords, 9), smooth)
+    some = context_reader(transform, features, coords, (9, 500))(np.array([80, 2]))
+    np.testing.assert_allclose(some, whole[[80, 2]], atol=1e-5)
 
 
 def test_context_turns_with_the_slide_and_permutes_with_the_spots():

@@ -32,7 +32,7 @@ class Linear:
 
     name = "linear"
     neighbors = 3
-    tile = 512
+    tile: int = 512
 
     def init(self, key, num_features):
         return {"w": jax.random.normal(key, (num_features, 2))}
@@ -73,6 +73,12 @@ def jagged(params) -> float:
 def fit(folder, score=jagged, schedule=SCHEDULE, slides=SLIDES, seed=0):
     stage = "fold 0 select"
     return train(folder, stage, Linear(), OPTIMIZER, schedule, slides, ARRAYS, seed, score)
+
+
+def batches(schedule, slides, seed, epoch, first=0, tile=512):
+    """The one batch of each step of an epoch."""
+    task = dataclasses.replace(Linear(), tile=tile)
+    return [batch for (batch,) in epoch_batches(schedule, slides, task, seed, epoch, first)]
 
 
 def history(folder) -> list[dict]:
@@ -199,9 +205,7 @@ def test_handlers_are_given_back(tmp_path):
 def test_infinite_loss_names_step_and_slide_and_keeps_the_last_good_checkpoint(tmp_path):
     good = fit(tmp_path, None, dataclasses.replace(SCHEDULE, epochs=1))
     bad = [SLIDES[0], slide("broken", 3, poison=True)]
-    first = next(
-        i for i, b in enumerate(epoch_batches(SCHEDULE, bad, 3, 0, 1)) if np.isinf(b.expr).any()
-    )
+    first = next(i for i, b in enumerate(batches(SCHEDULE, bad, 0, 1)) if np.isinf(b.expr).any())
     with pytest.raises(InputError, match=rf"at step {STEPS + first} \(epoch 1\), on slide broken"):
         fit(tmp_path, None, slides=bad)
     assert_same(fit(tmp_path, None, dataclasses.replace(SCHEDULE, epochs=1)), good)
@@ -229,7 +233,7 @@ def test_batches_follow_from_seed_and_epoch():
     schedule = Schedule(epochs=1, regions_per_slide=4, whole_share=0.25, slides_per_step=3)
 
     def drawn(seed, epoch):
-        return list(epoch_batches(schedule, SLIDES, 3, seed, epoch))
+        return batches(schedule, SLIDES, seed, epoch)
 
     steps = epoch_steps(schedule, 2, 0, 0)
     assert sorted(part for parts in steps for part in parts) == [
@@ -245,25 +249,25 @@ def test_batches_follow_from_seed_and_epoch():
     assert places(drawn(0, 3)) != places(drawn(0, 4)) != places(drawn(1, 4))
     assert steps != epoch_steps(schedule, 2, 0, 1) != epoch_steps(schedule, 2, 1, 1)
     whole = Schedule(epochs=1, regions_per_slide=2, whole_share=1.0)
-    assert places(epoch_batches(whole, SLIDES, 3, 0, 0)) == [list(range(30))] * 4
+    assert places(batches(whole, SLIDES, 0, 0)) == [list(range(30))] * 4
 
 
 def test_an_epochs_regions_differ():
     """Each region of each slide has randomness of its own."""
-    drawn = places(epoch_batches(Schedule(regions_per_slide=6), SLIDES, 3, 0, 0))
+    drawn = places(batches(Schedule(regions_per_slide=6), SLIDES, 0, 0))
     assert len({tuple(place) for place in drawn}) == len(drawn) == 12
 
 
 def test_batches_from_a_step_on_are_those_of_the_whole_epoch():
     schedule = Schedule(regions_per_slide=4, slides_per_step=3)
-    whole = list(epoch_batches(schedule, SLIDES, 3, 0, 2))
+    whole = batches(schedule, SLIDES, 0, 2)
     for first in range(4):
-        assert_same_batches(epoch_batches(schedule, SLIDES, 3, 0, 2, first), whole[first:])
+        assert_same_batches(batches(schedule, SLIDES, 0, 2, first), whole[first:])
 
 
 def test_batches_have_the_tiles_asked_for():
     """The same regions, whatever the tiles."""
-    one, several = (list(epoch_batches(SCHEDULE, SLIDES, 3, 0, 0, 0, size)) for size in (512, 16))
+    one, several = (batches(SCHEDULE, SLIDES, 0, 0, tile=size) for size in (512, 16))
     assert {batch.tiles.num_tiles for batch in one} == {1}
     assert {batch.tiles.size for batch in several} == {16}
     assert [sorted(a) for a in places(several)] == places(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from unittest import mock
 
 import chex
@@ -13,6 +14,7 @@ import tiny
 from stfm_jax.data.batching import collate
 from stfm_jax.models.build import build
 from stfm_jax.models.stflow import STFlow
+from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.train.state import Optimizer, create, train_step
 
 KEY = jax.random.key(3)
@@ -56,7 +58,8 @@ def test_parameters_serve_slides_of_any_number_of_tiles(task, training, state, w
     arrays = training.fitted.flow
     loss, count = jax.eval_shape(task.loss, state.params, arrays, batch, KEY)
     assert loss.shape == count.shape == ()
-    step = jax.eval_shape(lambda *a: train_step(task, OPTIMIZER, *a), state, arrays, batch, KEY)
+    update = functools.partial(train_step, task, OPTIMIZER, make_mesh(1))
+    step = jax.eval_shape(update, state, arrays, [batch], KEY)
     assert jax.tree.map(np.shape, step) == jax.tree.map(np.shape, state)
 
 

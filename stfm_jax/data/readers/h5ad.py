@@ -6,24 +6,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata.io import read_elem, sparse_dataset
 
+from stfm_jax.data import rows
+from stfm_jax.data.expression import normalize
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.panel import gene_names, sum_duplicates
-from stfm_jax.data.slide import Slide
+from stfm_jax.data.slide import Slide, is_count
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
 
 _LOG = logging.getLogger("stfm_jax")
 _GET = "Give the path of an AnnData .h5ad file."
+DENSE_AT_ONCE = 1 << 24  # numbers of a matrix stored dense
 _UNITS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), "um"),
     **dict.fromkeys(("micrometre", "micrometres"), "um"),
@@ -38,7 +45,6 @@ def read(
     counts_layer: str = "counts",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
-    require_counts: bool = True,
 ) -> Slide:
     """Reads an AnnData file that holds one slide; for the arguments see `slide_from_anndata`.
 
@@ -48,12 +54,7 @@ def read(
         sections (see `read_stack`).
     """
     adata = load(path)
-    sections = _sections(adata)
-    if len(sections) > 1:
-        raise InputError(
-            f"{path}: expected one section, but obs['section'] names {len(sections)} "
-            f"({', '.join(sections[:3])}, ...); split the file, or read it as a stack."
-        )
+    _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
         name=Path(path).stem,
@@ -62,8 +63,63 @@ def read(
         counts_layer=counts_layer,
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
-        require_counts=require_counts,
     )
+
+
+def read_to_predict(
+    path: str | Path,
+    *,
+    features_key: str = "features",
+    spatial_unit: str | None = None,
+    um_per_px: float | None = None,
+) -> Slide:
+    """As `read`, but counts are not looked at, and an embedding stays in the file.
+
+    Raises:
+      FileNotFoundError, InputError: as `read`.
+    """
+    with _reading(path, _GET), h5py.File(path) as file:
+        adata = _annotations(file, features_key)
+        features = None
+        if adata is not None and isinstance(file["obsm"].get(features_key), h5py.Dataset):
+            features = rows.stored_rows(file["obsm"][features_key], str(path))
+    adata = load(path) if adata is None else adata
+    _require_one_section(adata, path)
+    return slide_from_anndata(
+        adata,
+        name=Path(path).stem,
+        source=str(path),
+        features_key=features_key,
+        spatial_unit=spatial_unit,
+        um_per_px=um_per_px,
+        require_counts=False,
+        features=features,
+    )
+
+
+def _annotations(file: h5py.File, features_key: str) -> anndata.AnnData | None:
+    """obs, uns and coordinates of an open AnnData file, and its features where they are no matrix.
+
+    Other elements of obsm are left empty, for messages that name them. None for a file of the time
+    before elements said what they are (anndata 0.7), which is to be read whole.
+    """
+    if "encoding-type" not in file["obs"].attrs:
+        return None
+    obs = read_elem(file["obs"])
+    obsm = {}
+    for key, element in file.get("obsm", {}).items():
+        needed = key == "spatial" or (key == features_key and isinstance(element, h5py.Group))
+        obsm[key] = read_elem(element) if needed else np.empty((len(obs), 0))
+    return anndata.AnnData(obs=obs, uns=read_elem(file["uns"]) if "uns" in file else {}, obsm=obsm)
+
+
+def _require_one_section(adata: anndata.AnnData, path: str | Path) -> None:
+    sections = _sections(adata)
+    if len(sections) > 1:
+        raise InputError(
+            f"{path}: expected one section, but obs['section'] names {len(sections)} "
+            f"({', '.join(sections[:3])}, ...); split the file, or read it as a stack."
+        )
 
 
 def read_stack(path: str | Path, **options) -> list[Slide]:
@@ -94,14 +150,23 @@ def load(path: str | Path, how_to_get: str = _GET) -> anndata.AnnData:
       FileNotFoundError: there is no such file.
       InputError: it is empty, damaged, or no AnnData file.
     """
-    path = require_file(path, how_to_get)
-    try:
+    with _reading(path, how_to_get):
         with h5py.File(path, "r") as file:
             dense = isinstance(file.get("X"), h5py.Dataset)
+        return anndata.read_h5ad(path, as_sparse=("X",) if dense else ())
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path, how_to_get: str) -> Iterator[None]:
+    """What reading an AnnData file may raise, as errors that name the file."""
+    path = require_file(path, how_to_get)
+    try:
         with warnings.catch_warnings():
             # Repeated gene names are summed, repeated barcodes are an error: both said by us.
             warnings.filterwarnings("ignore", message=".*names are not unique")
-            return anndata.read_h5ad(path, as_sparse=("X",) if dense else ())
+            yield
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -121,6 +186,7 @@ def slide_from_anndata(
     um_per_px: float | None = None,
     require_counts: bool = True,
     tissue_mask: bool = True,
+    features: rows.StoredRows | None = None,
 ) -> Slide:
     """The slide that an AnnData object holds.
 
@@ -134,6 +200,7 @@ def slide_from_anndata(
       um_per_px: micrometres per pixel where the unit is pixels, over `uns['um_per_px']`.
       require_counts: without it counts and genes are not looked at, and `X` may be anything.
       tissue_mask: drop the spots that `obs['in_tissue']` puts outside the tissue.
+      features: of the spots of adata, instead of what is in its `obsm`.
 
     Raises:
       InputError: something needed is absent or wrong; the message says where and what to do.
@@ -146,12 +213,14 @@ def slide_from_anndata(
             f"{where}: expected spot coordinates in obsm['spatial'], found obsm keys "
             f"{_keys(adata.obsm)}; store [n, 2] coordinates there."
         )
-    if tissue_mask:
-        adata = _in_tissue(adata, where)
+    inside = _in_tissue(adata, where) if tissue_mask else None
+    if inside is not None:
+        adata = adata[inside].copy()
+        features = None if features is None else features.take(inside)
     unit = _unit(spatial_unit, adata, where)
     coords = _numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
     scale = _scale(um_per_px, adata, where) if unit == "pixel" else 1.0
-    features = _features(adata, features_key, where)
+    features = _features(adata, features_key, where) if features is None else features
     counts, genes = _counts(adata, counts_layer, where) if require_counts else (None, None)
     return Slide(
         name=name,
@@ -170,9 +239,10 @@ def slide_from_anndata(
     )
 
 
-def _in_tissue(adata: anndata.AnnData, where: str) -> anndata.AnnData:
+def _in_tissue(adata: anndata.AnnData, where: str) -> np.ndarray | None:
+    """The spots [m] that are in the tissue; None where all are."""
     if "in_tissue" not in adata.obs:
-        return adata
+        return None
     column = adata.obs["in_tissue"]
     text = column.astype(str).str.lower()
     mask = text.isin(("1", "1.0", "true")).to_numpy()
@@ -182,10 +252,10 @@ def _in_tissue(adata: anndata.AnnData, where: str) -> anndata.AnnData:
         )
     if not mask.any():
         raise InputError(f"{where}: obs['in_tissue'] puts every spot outside the tissue.")
-    if not mask.all():
-        _LOG.info("%s: %d of %d spots dropped, outside the tissue", where, (~mask).sum(), len(mask))
-        adata = adata[mask].copy()
-    return adata
+    if mask.all():
+        return None
+    _LOG.info("%s: %d of %d spots dropped, outside the tissue", where, (~mask).sum(), len(mask))
+    return np.flatnonzero(mask)
 
 
 def _unit(argument: str | None, adata: anndata.AnnData, where: str) -> str:
@@ -249,6 +319,56 @@ def _counts(
     if not sp.issparse(matrix):
         matrix = _numbers(matrix, "the counts", where)
     return sum_duplicates(sp.csr_matrix(matrix, dtype=np.float32), names, where)
+
+
+def read_expression(
+    path: str | Path,
+    barcodes: np.ndarray,
+    genes: Sequence[str],
+    normalization: str,
+    counts_layer: str = "counts",
+) -> np.ndarray | None:
+    """Normalised expression [n, g] float32 of some spots and genes of a file, read in blocks.
+
+    Args:
+      path: of an AnnData file.
+      barcodes: [n], in the order of the file.
+      genes: [g].
+      normalization: see `data.expression.normalize`.
+      counts_layer: as in `slide_from_anndata`.
+
+    Returns:
+      None where the file has no raw counts of all these genes and spots.
+    """
+    with _reading(path, _GET), h5py.File(path) as file:
+        matrix = file.get(f"layers/{counts_layer}", file.get("X"))
+        if matrix is None or not {"obs", "var"} <= file.keys():
+            return None
+        spots = read_elem(file["obs"]).index.astype(str).get_indexer(barcodes)
+        names = gene_names(read_elem(file["var"]), str(path))
+        if (spots < 0).any() or not set(genes) <= set(names):
+            return None
+        # Names that occur twice are summed, as in `data.panel.sum_duplicates`.
+        chosen = sp.csr_matrix(names[:, None] == np.asarray(genes)[None], dtype=np.float32)
+        out = np.empty((len(spots), len(genes)), np.float32)
+        stored, size = _row_store(matrix)
+        for span in rows.spans(len(spots), size):
+            first, last = spots[span[0]], spots[span[-1]]
+            counts = sp.csr_matrix(stored[first : last + 1], dtype=np.float32)[spots[span] - first]
+            if not is_count(counts.data).all():
+                return None
+            library = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
+            out[span] = normalize((counts @ chosen).toarray(), library, normalization)
+        return out
+
+
+def _row_store(element: h5py.Dataset | h5py.Group) -> tuple[Any, int]:
+    """A stored matrix, to be sliced by rows, and how many of them to read together."""
+    if isinstance(element, h5py.Dataset):
+        return element, max(1, DENSE_AT_ONCE // element.shape[1])
+    if element.attrs.get("encoding-type") == "csr_matrix":
+        return sparse_dataset(element), rows.BLOCK
+    return sp.csr_matrix(read_elem(element)), rows.BLOCK  # by columns: has no rows to be read
 
 
 def _numbers(values: object, what: str, where: str) -> np.ndarray:
@@ -324,7 +444,7 @@ def write(slide: Slide, path: str | Path) -> None:
         extent = np.linalg.norm(np.ptp(slide.coords_in, axis=0))
         adata.uns["um_per_px"] = float(np.linalg.norm(np.ptp(slide.coords_um, axis=0)) / extent)
     if slide.features is not None:
-        adata.obsm["features"] = slide.features
+        adata.obsm["features"] = np.asarray(slide.features)
         adata.uns["encoder"] = slide.encoder or ""
     for key in ("patient", "section"):
         if getattr(slide, key):

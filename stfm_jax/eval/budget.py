@@ -1,0 +1,155 @@
+"""What predicting a slide will take, said before the work: memory, and disk beside the output.
+
+Estimated and measured (2 CPU cores, 1,024 features, 50 genes, default sizes) beyond what the
+process held before: MEASURED
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from stfm_jax.data.rows import BLOCK
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+from stfm_jax.eval import draw_store, whole_slide
+from stfm_jax.eval.model_store import Model
+
+GIB = 1 << 30
+BASE = 45 * GIB // 100  # compiled code and what is done at a time, whatever the slide's size
+EDGES = 12  # of a spot, with ties and padding, for 8 neighbours
+EDGE_BYTES, EDGE_WORK_BYTES = 29, 130  # kept of an edge; held of it while the graph is made
+
+
+def memory(model: Model, num_spots: int, draws: int, features_held: bool) -> int:
+    """Bytes of the host that prediction adds at its peak to what is held before it.
+
+    Args:
+      model: trained.
+      num_spots: n.
+      draws: joint draws.
+      features_held: whether features will lie in memory that do not yet.
+    """
+    task, targets = model.task, len(model.targets)
+    width, (f, p) = task.network.width, model.fitted.transform.components.shape
+    held = 4 * f if features_held else 0
+    if num_spots <= whole_slide.ABOVE:
+        seen = 3 * 4 * task.input_width(model.fitted)  # as prepared, as batch, on the device
+        edges = EDGES * (4 * width * task.network.num_blocks + EDGE_WORK_BYTES)
+        return BASE + num_spots * (held + seen + edges + 3 * 4 * targets * (draws + 2))
+    encoded = EDGES * EDGE_BYTES + 4 * (width + targets)  # graph, tokens and mean
+    stages = [
+        num_spots * EDGES * EDGE_WORK_BYTES,
+        num_spots * (encoded + 4 * p) + 3 * 8 * BLOCK * f,  # own components; blocks of features
+    ]
+    if jax.default_backend() == "cpu":  # else the state lies on the device
+        stages.append(num_spots * (encoded + 4 * (3 * width + 10 * targets)))
+    return BASE + num_spots * held + max(stages)
+
+
+def disk(num_spots: int, genes: int, draws: int) -> int:
+    """Bytes that the output takes, and the draws until it is written."""
+    matrix = 4 * num_spots * genes
+    drawn = draws * matrix
+    return 4 * matrix + 256 * num_spots + (drawn if drawn > draw_store.IN_MEMORY else 0)
+
+
+def check(model: Model, slide: Slide, draws: int, folder: Path, embeds: bool) -> None:
+    """Refuses a slide that memory or disk cannot hold, before hours are spent on it.
+
+    Args:
+      model: trained.
+      slide: to predict.
+      draws: joint draws.
+      folder: of the output.
+      embeds: whether its features are made from an image.
+
+    Raises:
+      InputError: says what is needed, what there is, and which option needs less.
+    """
+    n, genes = slide.num_spots, len(model.genes)
+    there = available_memory()
+
+    def needed(spots: int = n, draws: int = draws, embeds: bool = embeds) -> int:
+        return memory(model, spots, draws, embeds)
+
+    if needed() > there:
+        ways = []
+        if n <= whole_slide.ABOVE and needed(draws=2) <= there:
+            fitting = _largest(lambda k: needed(draws=k) <= there, draws)
+            ways.append(f"lower --config.predict.draws from {draws} to {fitting}")
+        if embeds and needed(embeds=False) <= there:
+            ways.append("embed the slide into a file first, --config.predict.embeddings=FILE.h5")
+        elif isinstance(slide.features, np.ndarray) and needed() - slide.features.nbytes <= there:
+            ways.append("put its features into a file, --config.predict.embeddings=FILE.h5")
+        fitting = _largest(lambda k: needed(spots=k) <= there, n)
+        if fitting > 1000:
+            ways.append(f"cut the slide into files of at most {fitting // 1000 * 1000:,} spots")
+        raise InputError(
+            f"{slide.where}: to predict {n:,} spots needs about {needed() / GIB:.1f} GiB of "
+            f"memory, {there / GIB:.1f} GiB are free; "
+            + ", or ".join([*ways, "use a machine with more memory"])
+            + "."
+        )
+    _check_disk(slide, genes, draws, folder)
+
+
+def _check_disk(slide: Slide, genes: int, draws: int, folder: Path) -> None:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    n, free = slide.num_spots, shutil.disk_usage(folder).free
+    if disk(n, genes, draws) > free:
+        raise InputError(
+            f"{slide.where}: {draws} draws of {n:,} spots need about "
+            f"{disk(n, genes, draws) / GIB:.1f} GiB beside --config.predict.output, "
+            f"{free / GIB:.1f} GiB are free; lower --config.predict.draws, or choose another disk."
+        )
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, by bisection; 0 where none does."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what is free here, and what its cgroup leaves."""
+    free = [_meminfo(), *_cgroup()]
+    return min(free)
+
+
+def _meminfo() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # no Linux: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What limits of version 2 and 1 leave; pages of files that can be dropped count as free."""
+    free = []
+    for limit, usage, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            stats = dict(line.split() for line in (root / stat).read_text().splitlines())
+            used = int((root / usage).read_text()) - int(stats.get(cached, 0))
+            free.append(max(int((root / limit).read_text()) - used, 0))
+        except (OSError, ValueError):  # no such version, or "max": no limit
+            continue
+    return free

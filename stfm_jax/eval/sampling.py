@@ -1,0 +1,59 @@
+"""Slides predicted in one call each, their rows shared by the devices of a mesh.
+
+What a device does is `Task.posterior_mean` and `Task.sample` on its rows; neighbours' rows come
+from the others before every layer (`ops.tiles.with_received`). Results equal one device's.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from stfm_jax.data.batching import Batch, PreparedSlide, collate, in_order
+from stfm_jax.models.task import Task
+from stfm_jax.ops.tiles import AXIS
+from stfm_jax.runtime.devices import SPLIT, WHOLE, fetch, split
+
+PyTree = Any
+
+
+def batch_of(task: Task, mesh: Mesh, slide: PreparedSlide) -> Batch:
+    """A slide on the devices."""
+    return split(mesh, collate([slide], task.neighbors, task.tile, mesh.size))
+
+
+def posterior_mean(
+    task: Task, mesh: Mesh, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array, draws: int
+) -> np.ndarray:
+    """E[x_1 | features] [n, g] in the order of the slide's input; see `Task.posterior_mean`."""
+    return _shared(task, "posterior_mean", mesh, SPLIT, draws, (params, arrays, batch, key))
+
+
+def sample(
+    task: Task, mesh: Mesh, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array, draws: int
+) -> np.ndarray:
+    """Joint draws [draws, n, g] in the order of the slide's input; see `Task.sample`."""
+    out = PartitionSpec(None, AXIS)
+    return _shared(task, "sample", mesh, out, draws, (params, arrays, batch, key))
+
+
+def _shared(task, name, mesh, out, draws, arguments) -> np.ndarray:
+    batch = arguments[2]
+    values = _on_devices(task, name, mesh, out, draws, *arguments)
+    rows = batch._replace(features=None, anchor=None, expr=None, tiles=None)
+    return in_order(fetch(rows), fetch(values))
+
+
+@functools.partial(jax.jit, static_argnames=("task", "name", "mesh", "out", "draws"))
+def _on_devices(task, name, mesh, out, draws, params, arrays, batch, key):
+    return jax.shard_map(
+        functools.partial(getattr(task, name), draws=draws),
+        mesh=mesh,
+        in_specs=(WHOLE, WHOLE, SPLIT, WHOLE),
+        out_specs=out,
+        check_vma=False,
+    )(params, arrays, batch, key)

@@ -1,0 +1,217 @@
+"""The benchmarks run, at sizes that measure nothing: rows, fields, and how workers are driven."""
+
+import importlib
+import json
+import pathlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+SMALL = ["--features=16", "--genes=6", "--width=8", "--blocks=1", "--repeats=1"]
+# What scripts outside the project read of every row.
+FIELDS = {
+    "what", "impl", "n", "devices", "seconds", "spots_per_second", "peak_gib", "evaluations",
+    "device", "jax", "commit",
+}  # fmt: skip
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a benchmark as `python benchmarks/NAME.py` does."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+@pytest.fixture
+def harness(load):
+    return load("harness")
+
+
+@pytest.fixture
+def rows_of(load, harness, monkeypatch, tmp_path):
+    """Runs a benchmark with its workers in this process, which has everything imported."""
+
+    class Here:
+        def __init__(self, script, order):
+            self.order = order
+            self._job = load(pathlib.Path(script).stem).job(order)
+
+        def run(self):
+            return harness.run(self._job)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(harness, "Worker", Here)
+
+    def run(name, *arguments):
+        json_file, figure = tmp_path / "rows.jsonl", tmp_path / "figure.png"
+        load(name).main([*arguments, *SMALL, f"--json={json_file}", f"--figure={figure}"])
+        assert figure.stat().st_size > 1000
+        rows = [json.loads(line) for line in json_file.read_text().splitlines()]
+        assert all(row.keys() >= FIELDS and row["seconds"] > 0 for row in rows)
+        return rows
+
+    return run
+
+
+def which(rows, *fields):
+    return {tuple(row[field] for field in fields) for row in rows}
+
+
+@pytest.mark.slow
+def test_spots_per_second(rows_of, capsys):
+    impl = "stfm,stfm_recomputed,reference,reference_kdtree"
+    rows = rows_of("spots_per_second", "--what=inference", "--n=40", f"--impl={impl}")
+    assert which(rows, "what", "impl", "n", "evaluations") == {
+        ("inference", name, 40, 5) for name in impl.split(",")
+    }
+    (ours,) = (row for row in rows if row["impl"] == "stfm")
+    assert ours["over_reference"] > 0 and ours["over_reference_kdtree"] > 0
+    printed = capsys.readouterr().out
+    assert "same weights, 40 spots" in printed and "over_reference_kdtree" in printed
+
+
+def test_competitors_of_a_size(load):
+    script = load("spots_per_second")
+    options = script._options(["--devices=1,2"])
+
+    def at(what, n):
+        return which(script._orders(what, n, options), "impl", "devices")
+
+    both = {("stfm", 1), ("stfm", 2)}
+    references = {("reference", 1), ("reference_kdtree", 1)}
+    assert at("train", 10_000) == both | references
+    assert at("train", 100_000) == both
+    assert at("inference", 10_000) == both | references | {("stfm_recomputed", 1)}
+    assert at("inference", 1_000_000) == {("stfm", 1)}
+
+
+@pytest.mark.slow
+def test_a_training_step_of_the_reference(load):
+    sizes = {"features": 16, "genes": 6, "width": 8, "blocks": 1}
+    order = {"what": "train", "impl": "reference_kdtree", "n": 40, "devices": 1, **sizes}
+    step = load("spots_per_second").job(order)
+    facts = [step() for _ in range(20)][-1]
+    assert facts["evaluations"] == 1 and 0 < facts["losses"][-1] < facts["losses"][0]
+
+
+def test_outputs_that_differ_are_refused(load, harness, monkeypatch):
+    facts = {"difference": 1e-6, "loss_difference": 2e-3, "gradient_difference": 0.0}
+    worker = mock.MagicMock()
+    worker.return_value.__enter__.return_value.run.return_value = facts
+    monkeypatch.setattr(harness, "Worker", worker)
+    with pytest.raises(RuntimeError, match="ours and the reference differ"):
+        load("spots_per_second").check_agreement({"n": 40})
+    attention = load("attention")
+    with pytest.raises(RuntimeError, match="the forms differ at 40 spots"):
+        attention.check_outputs(
+            [{"n": 40, "impl": i, "output": o} for i, o in ((1, 1.0), (2, 2.0))]
+        )
+
+
+@pytest.mark.slow
+def test_attention(rows_of):
+    forms = ("tiled", "dense")
+    rows = rows_of("attention", "--n=40", f"--impl={','.join(forms)}")
+    passes = ("forward", "forward_backward")
+    assert which(rows, "what", "impl") == {(a, b) for a in passes for b in forms}
+    assert all(row["temporary_gib"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_memory(load, rows_of, monkeypatch):
+    monkeypatch.setattr(load("memory"), "BASELINE", 40)
+    rows = rows_of("memory", "--n=40", "--impl=stfm,stfm_recomputed")
+    assert which(rows, "what", "impl", "n") == {
+        ("inference", "stfm", 40),
+        ("inference", "stfm_recomputed", 40),
+        ("train", "stfm", 40),
+    }
+    assert all(row["peak_gib"] >= row["baseline_gib"] > 0 for row in rows)
+    (training,) = (row for row in rows if row["what"] == "train")
+    assert 0 < training["last_loss"] < training["first_loss"]
+
+
+@pytest.mark.slow
+def test_breakdown(rows_of):
+    rows = rows_of("breakdown", "--n=40", "--matmul=64", "--copy=1024")
+    names = which(rows, "what", "impl")
+    assert names >= {("prediction", name) for name in ("preparation", "draw", "prediction")}
+    assert names >= {("stage", name) for name in ("kNN graph", "tiling", "prior draw", "block")}
+    assert names >= {("part", name) for name in ("block", "logits", "weighted sums")}
+    assert all(row["of_matmul"] > 0 for row in rows if row["impl"] == "block")
+
+
+def test_matrix_products_are_counted(load):
+    def function(x):
+        def body(carry, _):
+            return carry @ x, None
+
+        y, _ = jax.lax.scan(body, x, None, length=5)
+        return jax.lax.cond(y.sum() > 0, jax.checkpoint(lambda a: a @ a), lambda a: a, y)
+
+    flops = load("breakdown").matmul_flops(jax.jit(function), jnp.ones((8, 8)))
+    assert flops == 6 * 2 * 8**3
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {folder!r})
+import harness
+def make(order):
+    print("this is no answer")
+    if order["n"] < 0:
+        raise ValueError("negative")
+    return lambda: {{"twice": 2 * order["n"]}}
+harness.entry(lambda: None, make)
+"""
+
+
+def test_workers(harness, tmp_path):
+    """Processes of their own, run in turn."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(folder=str(FOLDER)))
+    orders = [{"what": "test", "impl": "x", "n": n, "devices": 1} for n in (1, 2)]
+    rows = harness.measure(str(script), orders, repeats=3)
+    assert [row["twice"] for row in rows] == [2, 4]
+    assert all(len(row["all_seconds"]) == 3 and 0 < row["peak_gib"] < 1 for row in rows)
+    with pytest.raises(RuntimeError, match=r"'n': -1.* ended with 1"):
+        harness.measure(str(script), [{**orders[0], "n": -1}], repeats=1)
+
+
+def test_devices_of_a_worker(harness, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    two, one = harness.environment(2), harness.environment(1)
+    assert two["XLA_FLAGS"] == "--xla_dump_to=x --xla_force_host_platform_device_count=2"
+    assert two["CUDA_VISIBLE_DEVICES"] == "4,5" and one["CUDA_VISIBLE_DEVICES"] == "4"
+    assert one["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+def test_slope(harness):
+    assert harness.slope([10, 100], [3.0, 300.0]) == pytest.approx(2.0)
+    sizes = [1_000, 10_000, 100_000]
+    assert harness.slope(sizes, [9.0, 1.0, 10.0]) == pytest.approx(1.0)  # from 10,000 on
+    assert harness.slope([10], [1.0]) is None
+
+
+def test_table(harness):
+    rows = [{"n": 1000, "seconds": 0.0123456}, {"n": 5}]
+    assert harness.table(rows, ("n", "seconds")).splitlines() == [
+        "    n  seconds",
+        "1,000   0.0123",
+        "    5        -",
+    ]
+
+
+def test_unknown_choices_are_refused(load, capsys):
+    with pytest.raises(SystemExit):
+        load("spots_per_second").main(["--impl=torch"])
+    assert "expected some of stfm" in capsys.readouterr().err

@@ -1,0 +1,145 @@
+"""Several devices share every batch: losses, draws and checkpoints are those of one device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from stfm_jax.data.batching import collate
+from stfm_jax.errors import InputError
+from stfm_jax.eval import sampling
+from stfm_jax.models.build import build
+from stfm_jax.runtime.devices import make_mesh, replicate, split
+from stfm_jax.runtime.files import read_csv
+from stfm_jax.train.loop import Schedule, train
+from stfm_jax.train.state import Optimizer, _sums, create
+
+DEVICES = 4
+SEED = 3
+# 5 epochs of 10 steps, each of three slides: a device holds parts of one or two.
+SCHEDULE = Schedule(epochs=5, regions_per_slide=10, whole_share=1.0, slides_per_step=3)
+OPTIMIZER = Optimizer(learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Dropout and noise are on; tiles are so small that every device has several."""
+    noisy = {"model__feature_noise": 0.3, "model__feature_dropout": 0.1}
+    made = build(tiny.config(**noisy), 8)
+    return dataclasses.replace(made, tile=16)
+
+
+@pytest.fixture(scope="module")
+def quiet(task):
+    """Without noise and image tower, which compile slowly and have no part in the exchange."""
+    return dataclasses.replace(
+        task,
+        network=dataclasses.replace(
+            task.network, dropout=0.0, feature_noise=0.0, feature_dropout=0.0
+        ),
+        image=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def training(task):
+    slides = tiny.slides(3)
+    return task.fit(slides, list(slides[0].genes[:8]))
+
+
+def fit(folder, task, training, devices, **changed):
+    """(parameters, loss of every epoch) of a run on so many devices."""
+    schedule = dataclasses.replace(SCHEDULE, **changed)
+    arrays, mesh = training.fitted.flow, make_mesh(devices)
+    result = train(
+        folder, "fold 0", task, OPTIMIZER, schedule, training.slides, arrays, SEED, None, mesh
+    )
+    losses = [float(row["train_loss"]) for row in read_csv(folder / "history.csv")]
+    return jax.tree.map(np.asarray, result.params), np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, task, training):
+    folder = tmp_path_factory.mktemp("alone")
+    return fit(folder, task, training, 1)
+
+
+def assert_close(result, expected):
+    """Parameters less so than losses: Adam magnifies rounding where gradients are small."""
+    np.testing.assert_allclose(result[1], expected[1], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(result[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_fifty_steps_on_four_devices_are_those_of_one(tmp_path, task, training, alone):
+    assert alone[1][-1] < alone[1][0] - 0.05
+    assert_close(fit(tmp_path, task, training, DEVICES), alone)
+
+
+@pytest.mark.slow
+def test_batches_of_a_step_add_up(tmp_path, task, training, alone):
+    """Three batches of one region each instead of one of three; on two devices."""
+    assert_close(fit(tmp_path, task, training, 2, accumulate=3), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, DEVICES), (DEVICES, 1)])
+def test_a_checkpoint_goes_on_with_other_devices(tmp_path, task, training, alone, before, after):
+    fit(tmp_path, task, training, before, epochs=2)
+    (tmp_path / "done.json").unlink()
+    assert_close(fit(tmp_path, task, training, after), alone)
+
+
+def perturbed(task, training):
+    """Parameters of which none is zero."""
+    rng, width = np.random.default_rng(0), task.input_width(training.fitted)
+    params = create(task, OPTIMIZER, jax.random.key(0), width).params
+    return jax.tree.map(
+        lambda a: np.asarray(a + 0.1 * rng.normal(size=a.shape), np.float32), params
+    )
+
+
+def test_gradients_are_those_of_one_device(quiet, training):
+    """Of three slides side by side, cut in four: neighbours lie on other devices."""
+    key, params = jax.random.key(0), perturbed(quiet, training)
+    results = []
+    for devices in (1, DEVICES):
+        mesh = make_mesh(devices)
+        batch = collate(training.slides, quiet.neighbors, quiet.tile, devices)
+        spots = batch.spot_mask.reshape(devices, -1).sum(axis=1)
+        assert spots.max() - spots.min() <= 1  # the work is shared evenly
+        arguments = replicate(mesh, (params, training.fitted.flow))
+        results.append(_sums(quiet, mesh, *arguments, split(mesh, batch), key, 0))
+    one, several = results
+    assert float(several.count) == float(one.count) == training.residuals.size
+    for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1.0), rtol=1e-5)
+
+
+def test_a_slide_is_predicted_as_by_one_device(quiet, training):
+    key, params = jax.random.key(5), perturbed(quiet, training)
+    drawn, means = [], []
+    for devices in (1, DEVICES):
+        mesh = make_mesh(devices)
+        arguments = replicate(mesh, (params, training.fitted.flow))
+        batch = sampling.batch_of(quiet, mesh, training.slides[0])
+        assert len(batch.spot_mask.sharding.device_set) == devices
+        drawn.append(sampling.sample(quiet, mesh, *arguments, batch, key, 2))
+        means.append(sampling.posterior_mean(quiet, mesh, *arguments, batch, key, 2))
+    assert drawn[0].shape == (2, len(training.slides[0].coords), 8)
+    np.testing.assert_allclose(drawn[1], drawn[0], atol=1e-5)
+    np.testing.assert_allclose(means[1], means[0], atol=1e-5)
+    assert np.abs(drawn[0][0] - drawn[0][1]).max() > 0.1
+
+
+def test_more_devices_than_there_are():
+    have = jax.device_count()
+    message = rf"asks for {have + 1} devices, found {have} \(cpu\).*device_count={have + 1}"
+    with pytest.raises(InputError, match=message):
+        make_mesh(have + 1)
+    assert make_mesh(0).size == have
