@@ -61,6 +61,18 @@ CASES = [
         lambda w: w.copied() | {"model__heads": 3},
         ["config.model.width (16)", "config.model.heads (3)"],
     ),
+    (
+        "more devices than there are",
+        "train",
+        lambda w: w.copied() | {"devices": 64},
+        ["config.devices asks for 64 devices, found", "--xla_force_host_platform_device_count=64"],
+    ),
+    (
+        "segments on several devices",
+        "train",
+        lambda w: w.copied() | {"devices": 2, "model__attention": "segments"},
+        ["config.model.attention=segments works on one device, found 2", "--config.devices=1"],
+    ),
 ]
 
 

@@ -48,7 +48,7 @@ def memory(model: Model, num_spots: int, draws: int, features_held: bool) -> int
         num_spots * (encoded + 4 * p) + 3 * 8 * BLOCK * f,  # own components; blocks of features
     ]
     if jax.default_backend() == "cpu":  # else the state lies on the device
-        stages.append(num_spots * (encoded + 4 * (3 * width + 10 * targets)))
+        stages.append(num_spots * (encoded + 4 * (3 * width + 12 * targets)))
     return BASE + num_spots * held + max(stages)
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 import stfm_jax
 from stfm_jax.data import embeddings
 from stfm_jax.data.image import ImagePatches
-from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers import h5ad, h5ad_counts
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.embed import Encoder, embed
 from stfm_jax.errors import InputError
@@ -203,7 +203,7 @@ def _matrix(group: h5py.Group, name: str, shape: tuple[int, int]) -> h5py.Datase
 def _measured(path: str, slide: Slide, genes: list[str], normalization: str) -> np.ndarray | None:
     """Expression in the input file, where it has counts of every gene."""
     try:
-        return h5ad.read_expression(path, slide.barcodes, genes, normalization)
+        return h5ad_counts.read_expression(path, slide.barcodes, genes, normalization)
     except InputError:
         return None
 

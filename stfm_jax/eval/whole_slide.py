@@ -198,10 +198,12 @@ def sample(
 ) -> Iterator[np.ndarray]:
     """As `STFlow.sample`, draw by draw, each [n, g] in the order of the input."""
     network = _evaluator(task, params, slide, progress)
-    for one in draw_keys(key, draws):
-        x_0 = _prior(task, arrays, slide, one)
-        x_1 = task.draw(network, arrays, x_0, slide.mean, host_scan)
-        yield np.asarray(x_1)[slide.row]
+
+    def draw(key: jax.Array) -> np.ndarray:
+        x_0 = _prior(task, arrays, slide, key)
+        return np.asarray(task.draw(network, arrays, x_0, slide.mean, host_scan))[slide.row]
+
+    return map(draw, draw_keys(key, draws))  # nothing of a draw is held during the next
 
 
 def _evaluator(task: STFlow, params: dict, slide: WholeSlide, progress: Progress):

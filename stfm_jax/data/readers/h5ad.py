@@ -1,7 +1,7 @@
 """Slides from AnnData files, whoever wrote them, and slides into such files.
 
-`slide_from_anndata` is shared with the HEST reader. Writing predictions lives in
-`stfm_jax.eval.predict`.
+`slide_from_anndata` is shared with the HEST reader. Counts read block by block are in
+`h5ad_counts.py`; writing predictions lives in `stfm_jax.eval.predict`.
 """
 
 from __future__ import annotations
@@ -9,28 +9,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import read_elem, sparse_dataset
+from anndata.io import read_elem
 
 from stfm_jax.data import rows
-from stfm_jax.data.expression import normalize
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.panel import gene_names, sum_duplicates
-from stfm_jax.data.slide import Slide, is_count
+from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
 
 _LOG = logging.getLogger("stfm_jax")
 _GET = "Give the path of an AnnData .h5ad file."
-DENSE_AT_ONCE = 1 << 24  # numbers of a matrix stored dense
 _UNITS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), "um"),
     **dict.fromkeys(("micrometre", "micrometres"), "um"),
@@ -78,7 +75,7 @@ def read_to_predict(
     Raises:
       FileNotFoundError, InputError: as `read`.
     """
-    with _reading(path, _GET), h5py.File(path) as file:
+    with reading(path), h5py.File(path) as file:
         adata = _annotations(file, features_key)
         features = None
         if adata is not None and isinstance(file["obsm"].get(features_key), h5py.Dataset):
@@ -150,14 +147,14 @@ def load(path: str | Path, how_to_get: str = _GET) -> anndata.AnnData:
       FileNotFoundError: there is no such file.
       InputError: it is empty, damaged, or no AnnData file.
     """
-    with _reading(path, how_to_get):
+    with reading(path, how_to_get):
         with h5py.File(path, "r") as file:
             dense = isinstance(file.get("X"), h5py.Dataset)
         return anndata.read_h5ad(path, as_sparse=("X",) if dense else ())
 
 
 @contextlib.contextmanager
-def _reading(path: str | Path, how_to_get: str) -> Iterator[None]:
+def reading(path: str | Path, how_to_get: str = _GET) -> Iterator[None]:
     """What reading an AnnData file may raise, as errors that name the file."""
     path = require_file(path, how_to_get)
     try:
@@ -319,56 +316,6 @@ def _counts(
     if not sp.issparse(matrix):
         matrix = _numbers(matrix, "the counts", where)
     return sum_duplicates(sp.csr_matrix(matrix, dtype=np.float32), names, where)
-
-
-def read_expression(
-    path: str | Path,
-    barcodes: np.ndarray,
-    genes: Sequence[str],
-    normalization: str,
-    counts_layer: str = "counts",
-) -> np.ndarray | None:
-    """Normalised expression [n, g] float32 of some spots and genes of a file, read in blocks.
-
-    Args:
-      path: of an AnnData file.
-      barcodes: [n], in the order of the file.
-      genes: [g].
-      normalization: see `data.expression.normalize`.
-      counts_layer: as in `slide_from_anndata`.
-
-    Returns:
-      None where the file has no raw counts of all these genes and spots.
-    """
-    with _reading(path, _GET), h5py.File(path) as file:
-        matrix = file.get(f"layers/{counts_layer}", file.get("X"))
-        if matrix is None or not {"obs", "var"} <= file.keys():
-            return None
-        spots = read_elem(file["obs"]).index.astype(str).get_indexer(barcodes)
-        names = gene_names(read_elem(file["var"]), str(path))
-        if (spots < 0).any() or not set(genes) <= set(names):
-            return None
-        # Names that occur twice are summed, as in `data.panel.sum_duplicates`.
-        chosen = sp.csr_matrix(names[:, None] == np.asarray(genes)[None], dtype=np.float32)
-        out = np.empty((len(spots), len(genes)), np.float32)
-        stored, size = _row_store(matrix)
-        for span in rows.spans(len(spots), size):
-            first, last = spots[span[0]], spots[span[-1]]
-            counts = sp.csr_matrix(stored[first : last + 1], dtype=np.float32)[spots[span] - first]
-            if not is_count(counts.data).all():
-                return None
-            library = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
-            out[span] = normalize((counts @ chosen).toarray(), library, normalization)
-        return out
-
-
-def _row_store(element: h5py.Dataset | h5py.Group) -> tuple[Any, int]:
-    """A stored matrix, to be sliced by rows, and how many of them to read together."""
-    if isinstance(element, h5py.Dataset):
-        return element, max(1, DENSE_AT_ONCE // element.shape[1])
-    if element.attrs.get("encoding-type") == "csr_matrix":
-        return sparse_dataset(element), rows.BLOCK
-    return sp.csr_matrix(read_elem(element)), rows.BLOCK  # by columns: has no rows to be read
 
 
 def _numbers(values: object, what: str, where: str) -> np.ndarray:
