@@ -213,7 +213,7 @@ def _draw_maps(path: Path, slide: Slide, measured, mean, genes, scores, title: s
     n, shown = slide.num_spots, slice(None)
     if n > SHOWN:
         shown = np.sort(np.random.default_rng(0).choice(n, SHOWN, replace=False))
-        title += f" ({SHOWN:,} of {n:,} spots)"
+        title += f"\n{SHOWN:,} of {n:,} spots"
     figure = plots.spatial_maps(
         slide.coords_um[shown],
         None if measured is None else measured[shown],

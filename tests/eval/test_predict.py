@@ -159,7 +159,7 @@ def test_a_map_of_many_spots_shows_some(trained, model, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
     out = predicted(trained, model, tmp_path)
     assert shown["coords"].shape == (20, 2) and shown["m"].shape == (20, 8)
-    assert f"(20 of {out.n_obs} spots)" in shown["title"]
+    assert f"20 of {out.n_obs} spots" in shown["title"]
 
 
 @pytest.mark.parametrize("in_memory", [0, 1 << 20])
