@@ -156,7 +156,7 @@ def test_draws_for_the_mean_are_those_of_the_config(trained, tmp_path):
     (copy / "config.json").write_text(json.dumps(written))
     with mock.patch.object(Model, "predict", autospec=True, side_effect=Model.predict) as predict:
         assert tiny.run(trained.config(sample__mean_draws=3, fold=1), copy, "eval") == 0
-    assert [call.args[2:] for call in predict.call_args_list] == [(0, 11, 3)]
+    assert [call.args[2:5] for call in predict.call_args_list] == [(0, 11, 3)]
 
 
 def test_without_a_refit_the_selected_parameters_are_the_model(trained, tmp_path):
