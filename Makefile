@@ -11,7 +11,7 @@ demo: .venv/installed
 		--config.predict.input=$(DEMO)/slide.h5ad --config.predict.output=$(DEMO)/predicted.h5ad
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Also real tissue (where it is), runs that are killed, whole trainings.
 test-all: .venv/installed-test
