@@ -238,7 +238,8 @@ def feature_stages(task: STFlow, features: np.ndarray, coords: np.ndarray) -> It
 def device_stages(task: STFlow, params, arrays, encoded) -> Iterator[Stage]:
     """What JAX does, a chunk after the other; tokens are encoded with the preparation."""
     network, weights = task.network, params["flow"]
-    layer, tiles = network.layers(weights)[0], encoded.tiles
+    layer = network.layers(weights)[0]
+    tiles = jax.tree.map(lambda *parts: jnp.concatenate(parts), *encoded.chunks)
     h, y = encoded.tokens, encoded.mean
     every = network.num_blocks * task.evaluations
     width = weights["embed_features"]["kernel"].shape[0]
@@ -262,7 +263,7 @@ def device_stages(task: STFlow, params, arrays, encoded) -> Iterator[Stage]:
         run = functools.partial(network.block, layer)
         return run_tiles(run, h, y, *halo, tiles.geometry, tiles.senders, tiles.mask)
 
-    chunks = encoded.num_chunks
+    chunks = len(encoded.chunks)
     yield by_chunks("tokens", 1, encode, chunks, (features,), (encoded.place,))
     yield by_chunks("prior draw", 1, prior, chunks, (), (encoded.place,))
     yield by_chunks(
@@ -302,7 +303,7 @@ def block_parts(task: STFlow, params, encoded) -> list[Stage]:
     """The block on edge features that are at hand; then what it does, step by step."""
     network = task.network
     layer = network.layers(params["flow"])[0]
-    tiles = jax.tree.map(lambda a: a[: encoded.tiles_per_chunk], encoded.tiles)
+    tiles = encoded.chunks[0]
     n, d, receivers = tiles.size, network.width, jnp.arange(tiles.size)[:, None]
 
     def with_halo(a):
@@ -315,15 +316,15 @@ def block_parts(task: STFlow, params, encoded) -> list[Stage]:
     def apply(module, name, *inputs):
         return module.apply({"params": layer.block[name]}, *inputs)
 
-    def block(h, y, frames, senders, mask):
-        return network.block(layer, h, y, frames, Edges(senders, receivers, mask), n)
+    def block(h, y, features, senders, mask):
+        return network.block(layer, h, y, features, Edges(senders, receivers, mask), n)
 
     def queries_keys_values(h):
         return tuple(map(split, apply(QueryKeyValue(), "qkv", apply(LayerNorm(), "norm", h), n)))
 
-    def logits_of(q, k, frames, y, senders, mask):
+    def logits_of(q, k, features, y, senders, mask):
         edges = Edges(senders, receivers, mask)
-        return apply(AttentionLogits(), "logits", q, k, split(frames), y, edges)
+        return apply(AttentionLogits(), "logits", q, k, features, y, edges)
 
     def weighted_sums(logits, v, frames, senders, mask):
         sums = attend(logits, v, split(frames), Edges(senders, receivers, mask), n)
@@ -332,8 +333,10 @@ def block_parts(task: STFlow, params, encoded) -> list[Stage]:
     made: list[Stage] = []
 
     def step(name, function, *inputs):
-        mapped = functools.partial(_over_tiles, function, tiles.mask)
-        compiled = jax.jit(mapped)
+        # The mask is an argument: were it known to be full, XLA would drop the branch around a
+        # tile, and with it what keeps the code fast (see map_tiles).
+        mapped = functools.partial(_over_tiles, function)
+        compiled, inputs = jax.jit(mapped), (tiles.mask, *inputs)
         result = jax.block_until_ready(compiled(*inputs))
         made.append(
             Stage(
@@ -348,12 +351,12 @@ def block_parts(task: STFlow, params, encoded) -> list[Stage]:
 
     h, y, edges = with_halo(encoded.tokens), with_halo(encoded.mean), (tiles.senders, tiles.mask)
     encode = functools.partial(network.encode_frames, layer)
-    frames = jax.jit(map_tiles, static_argnums=0)(encode, tiles.geometry, tiles.mask)
-    step("block", block, h, y, frames, *edges)
+    features = jax.jit(network.encode_layer)(layer, tiles)
+    step("block, edge features kept", block, h, y, features, *edges)
     step("its edge features, where not kept", encode, tiles.geometry)
     q, k, v = step("queries, keys, values", queries_keys_values, h)
-    logits = step("logits", logits_of, q, k, frames, y, *edges)
-    message = step("weighted sums", weighted_sums, logits, v, frames, *edges)
+    logits = step("logits", logits_of, q, k, features, y, *edges)
+    message = step("weighted sums", weighted_sums, logits, v, features.frames, *edges)
     step("mix", lambda m: apply(SwiGLU(d, d), "mix", m), message)
     step("feed-forward", lambda h: apply(SwiGLU(4 * d, d), "feed_forward", h), h[:, :n])
     head = ExpressionHead(network.num_genes, network.zero_init)

@@ -156,7 +156,7 @@ def draw_on_devices(
       devices: that share it, where it is done in one call.
       cache_bytes: forces the form driven from the host; see whole_slide.encode.
     """
-    if cache_bytes is None and len(prepared.coords) <= whole_slide.ABOVE:
+    if cache_bytes is None and (devices > 1 or not whole_slide.pays(len(prepared.coords))):
         mesh = make_mesh(devices)
         params, arrays = replicate(mesh, (params, arrays))
         batch = sampling.batch_of(task, mesh, prepared)

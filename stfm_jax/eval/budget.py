@@ -39,17 +39,20 @@ def memory(model: Model, num_spots: int, draws: int, features_held: bool) -> int
     task, targets = model.task, len(model.targets)
     width, (f, p) = task.network.width, model.fitted.transform.components.shape
     held = 4 * f if features_held else 0
-    if num_spots <= whole_slide.ABOVE:
+    kept = 0  # of edge features
+    if task.network.edge_bytes(task.neighbors * num_spots) <= task.edge_cache:
+        kept = min(task.network.edge_bytes(EDGES * num_spots), task.edge_cache)
+    if not whole_slide.pays(num_spots):
         seen = 3 * 4 * task.input_width(model.fitted)  # as prepared, as batch, on the device
-        edges = EDGES * (4 * width * task.network.num_blocks + EDGE_WORK_BYTES)
-        return BASE + num_spots * (held + seen + edges + 3 * 4 * targets * (draws + 2))
+        seen += EDGES * EDGE_WORK_BYTES
+        return BASE + kept + num_spots * (held + seen + 3 * 4 * targets * (draws + 2))
     encoded = EDGES * EDGE_BYTES + 4 * (width + targets)  # graph, tokens and mean
     stages = [
         num_spots * EDGES * EDGE_WORK_BYTES,
         num_spots * (encoded + 4 * p) + 3 * 8 * BLOCK * f,  # own components; blocks of features
     ]
     if jax.default_backend() == "cpu":  # else the state lies on the device
-        stages.append(num_spots * (encoded + 4 * (3 * width + 12 * targets)))
+        stages.append(kept + num_spots * (encoded + 4 * (3 * width + 12 * targets)))
     return BASE + num_spots * held + max(stages)
 
 
@@ -81,7 +84,7 @@ def check(model: Model, slide: Slide, draws: int, folder: Path, embeds: bool) ->
 
     if needed() > there:
         ways = []
-        if n <= whole_slide.ABOVE and needed(draws=2) <= there:
+        if not whole_slide.pays(n) and needed(draws=2) <= there:
             fitting = _largest(lambda k: needed(draws=k) <= there, draws)
             ways.append(f"lower --config.predict.draws from {draws} to {fitting}")
         if embeds and needed(embeds=False) <= there:

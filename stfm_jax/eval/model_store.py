@@ -57,7 +57,7 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean [n, targets] and joint draws [draws, n, targets] of a prepared slide.
 
-        On one device slides of over `whole_slide.ABOVE` spots are done chunk by chunk, with a
+        On one device slides are done chunk by chunk where `whole_slide.pays` says so, with a
         progress bar; several share the rows of a slide in one call.
 
         Args:
@@ -68,7 +68,7 @@ class Model:
           mesh: devices that share a slide done in one call; the first one, where none are given.
         """
         mesh = mesh or make_mesh(1)
-        if mesh.size == 1 and len(prepared.coords) > whole_slide.ABOVE:
+        if mesh.size == 1 and whole_slide.pays(len(prepared.coords)):
             rows = whole_slide.Rows.of(prepared)
             mean, sampled = self._predict_in_chunks(rows, seed, draws, mean_draws)
             return mean, np.stack(list(sampled))
@@ -86,7 +86,7 @@ class Model:
         Where it is done chunk by chunk neither all features nor all draws are held.
         """
         mesh = mesh or make_mesh(1)
-        if mesh.size > 1 or slide.num_spots <= whole_slide.ABOVE:
+        if mesh.size > 1 or not whole_slide.pays(slide.num_spots):
             prepared = self.task.prepare(slide, self.fitted)
             mean, sampled = self.predict(prepared, seed, draws, mean_draws, mesh)
             return mean, iter(sampled)

@@ -25,16 +25,24 @@ from stfm_jax.data.rows import BLOCK, spans
 from stfm_jax.flow import priors
 from stfm_jax.flow.solvers import host_scan
 from stfm_jax.models.stflow import FlowArrays, STFlow, draw_keys
-from stfm_jax.nn.stflow_net import Layer, STFlowNet, map_tiles, run_tiles
+from stfm_jax.nn.blocks import EdgeFeatures
+from stfm_jax.nn.stflow_net import Layer, STFlowNet, run_tiles
 from stfm_jax.ops.frames import edge_geometry
 from stfm_jax.ops.neighbors import knn_graph
 from stfm_jax.ops.tiles import Tiles, hilbert_order, tile
 
 _LOG = logging.getLogger("stfm_jax")
-ABOVE = 20_000  # spots; smaller slides are one call
-CHUNK = 4_096  # spots of a step on a CPU; accelerators take 32 times as many
+CHUNK = 2_560  # spots of a step on a CPU, whose cores take several; accelerators take 50 times more
 
 Progress = Callable[[int], None]  # is told the spots done
+
+
+def pays(num_spots: int) -> bool:
+    """Whether one device does a slide faster, or can only do it, in chunks rather than one call.
+
+    An accelerator is filled by one call; the cores of a CPU are not.
+    """
+    return num_spots > (2 * CHUNK if jax.default_backend() == "cpu" else 20_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +53,12 @@ class WholeSlide:
     place: jax.Array  # [N] int32
     tokens: jax.Array  # [N, d]
     mean: jax.Array  # [N, g] what draws are centred on
-    tiles: Tiles
-    frames: list[list[jax.Array]] | None  # F_ij of every block and chunk, if they fit
-    tiles_per_chunk: int
-
-    @property
-    def num_chunks(self) -> int:
-        return self.tiles.num_tiles // self.tiles_per_chunk
+    chunks: list[Tiles]  # of equal shape
+    features: list[list[EdgeFeatures]] | None  # of the edges, by block and chunk, if they fit
 
     @property
     def chunk_rows(self) -> int:
-        return self.tiles_per_chunk * self.tiles.size
+        return self.chunks[0].num_tiles * self.chunks[0].size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +97,13 @@ def encode(
         as the task says.
     """
     n, network = len(slide.coords), task.network
-    chunk = chunk or CHUNK * (1 if jax.default_backend() == "cpu" else 32)
+    chunk = chunk or CHUNK * (1 if jax.default_backend() == "cpu" else 50)
     per_chunk = -(-min(chunk, bucket_size(n)) // task.tile)
     rows = per_chunk * task.tile
     total = -(-n // rows) * rows
     with _stage(slide, "neighbours"):
         order = hilbert_order(slide.coords)
-        tiles = _tiles(slide.coords[order], task, total)
+        chunks = _chunks(slide.coords[order], task, total, per_chunk)
     row = np.empty(n, np.int64)
     row[order] = np.arange(n)
     with _stage(slide, "features, neighbourhoods and anchor"):
@@ -110,37 +113,37 @@ def encode(
         place=jnp.asarray(_fill(slide.place[order], total)),
         tokens=tokens,
         mean=mean,
-        tiles=tiles,
-        frames=None,
-        tiles_per_chunk=per_chunk,
+        chunks=chunks,
+        features=None,
     )
-    size = network.edge_bytes(tiles)
+    size = network.edge_bytes(sum(tiles.senders.size for tiles in chunks))
     kept = size <= (task.edge_cache if cache_bytes is None else cache_bytes)
     _LOG.info(
-        "%s: %d spots in %d tiles of %d, %d at a time; edge features (%.1f GiB) %s",
+        "%s: %d spots in tiles of %d, %d at a time; edge features (%.1f GiB) %s",
         slide.name or "slide",
         n,
-        tiles.num_tiles,
-        tiles.size,
+        task.tile,
         per_chunk,
         size / 2**30,
         "kept" if kept else "computed at every evaluation",
     )
     if not kept:
         return made
-    frames = [
-        [
-            _encode_edges(network, layer, *_chunk((made.tiles.geometry, made.tiles.mask), made, c))
-            for c in range(made.num_chunks)
-        ]
+    features = [
+        _of_all(functools.partial(_encode_layer, network, layer), chunks)
         for layer in network.layers(params["flow"])
     ]
-    return dataclasses.replace(made, frames=frames)
+    return dataclasses.replace(made, features=features)
 
 
-def _tiles(coords: np.ndarray, task: STFlow, total: int) -> Tiles:
+def _chunks(coords: np.ndarray, task: STFlow, total: int, per_chunk: int) -> list[Tiles]:
     graph = knn_graph(coords, task.neighbors)
-    return jax.device_put(tile(graph, edge_geometry(coords, graph), total, task.tile))
+    tiles = tile(graph, edge_geometry(coords, graph), total, task.tile)
+
+    def part(first: int) -> Tiles:
+        return jax.tree.map(lambda a: a[first : first + per_chunk], tiles)
+
+    return [jax.device_put(part(i)) for i in range(0, tiles.num_tiles, per_chunk)]
 
 
 def _encode_blocks(
@@ -226,18 +229,16 @@ def _evaluator(task: STFlow, params: dict, slide: WholeSlide, progress: Progress
 
 
 def _block(network: STFlowNet, layer: Layer, h, y, slide: WholeSlide, index: int, progress):
-    rows, tiles = slide.chunk_rows, slide.tiles
+    rows = slide.chunk_rows
 
     def one(i):
         c = i // rows
-        halo, geometry, senders, mask = _chunk(
-            (tiles.halo, tiles.geometry, tiles.senders, tiles.mask), slide, c
-        )
-        frames = geometry if slide.frames is None else slide.frames[index][c]
-        own = h[i : i + rows], y[i : i + rows]
-        out = _run_tiles(network, layer, *own, h[halo], y[halo], frames, senders, mask)
+        tiles = slide.chunks[c]
+        features = tiles.geometry if slide.features is None else slide.features[index][c]
+        inputs = _rows_of(h, y, i, tiles.halo, rows)
+        out = _run_tiles(network, layer, *inputs, features, tiles.senders, tiles.mask)
         progress(rows)
-        return jax.block_until_ready(out)
+        return out
 
     return _joined(one, len(h), rows)
 
@@ -250,17 +251,16 @@ def _prior(task: STFlow, arrays: FlowArrays, slide: WholeSlide, key: jax.Array) 
     return x_0
 
 
-def _chunk(arrays, slide: WholeSlide, c: int):
-    """The tiles of chunk c of arrays [p, ...]."""
-    m = slide.tiles_per_chunk
-    return jax.tree.map(lambda a: a[c * m : (c + 1) * m], arrays)
-
-
 def _joined(part: Callable, total: int, rows: int) -> tuple[jax.Array, ...]:
     """Results of `part(i)`, tuples of [rows, ...], for the chunks that start at row i, joined."""
-    with ThreadPoolExecutor(_workers()) as pool:
-        parts = list(pool.map(part, range(0, total, rows)))
+    parts = _of_all(part, range(0, total, rows))
     return tuple(jnp.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def _of_all(function: Callable, inputs: Iterable) -> list:
+    """The function's results, some chunks at once."""
+    with ThreadPoolExecutor(_workers()) as pool:
+        return list(pool.map(lambda each: jax.block_until_ready(function(each)), inputs))
 
 
 def _fill(values: np.ndarray, size: int) -> np.ndarray:
@@ -285,8 +285,8 @@ def _encode_rows(task: STFlow, params, arrays, features, anchor):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_edges(network: STFlowNet, layer: Layer, geometry, mask):
-    return map_tiles(functools.partial(network.encode_frames, layer), geometry, mask)
+def _encode_layer(network: STFlowNet, layer: Layer, tiles: Tiles) -> EdgeFeatures:
+    return network.encode_layer(layer, tiles)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -294,10 +294,17 @@ def _embed(network: STFlowNet, params, x, t, tokens):
     return network.embed(params, x, t, tokens)
 
 
+@functools.partial(jax.jit, static_argnames="rows")
+def _rows_of(h, y, start, halo, rows: int):
+    """A chunk's own rows and its halo's; compiled for every slide size, but quickly."""
+    own = (jax.lax.dynamic_slice_in_dim(a, start, rows) for a in (h, y))
+    return *own, h[halo], y[halo]
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _run_tiles(network: STFlowNet, layer: Layer, h, y, h_halo, y_halo, frames, senders, mask):
+def _run_tiles(network: STFlowNet, layer: Layer, h, y, h_halo, y_halo, features, senders, mask):
     block = functools.partial(network.block, layer)
-    return run_tiles(block, h, y, h_halo, y_halo, frames, senders, mask)
+    return run_tiles(block, h, y, h_halo, y_halo, features, senders, mask)
 
 
 @jax.jit

@@ -242,11 +242,11 @@ class STFlow:
     def evaluator(self, params: dict, batch: Batch):
         """(state, t) -> network output, with the slide's features (and edges) encoded once."""
         network, params = self.network, params["flow"]
-        kept = network.edge_bytes(batch.tiles) <= self.edge_cache
-        frames = network.encode_edges(params, batch.tiles) if kept else None
+        kept = network.edge_bytes(batch.tiles.senders.size) <= self.edge_cache
+        features = network.encode_edges(params, batch.tiles) if kept else None
         tokens = network.encode_features(params, batch.features)
         return lambda x, t: (
-            self.gate(t) * network.denoise(params, x, t, tokens, batch.tiles, frames)
+            self.gate(t) * network.denoise(params, x, t, tokens, batch.tiles, features)
         )
 
     @functools.partial(jax.jit, static_argnames=("self", "draws"))

@@ -7,6 +7,8 @@ the expression and a small part for the edge's frame features.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,21 @@ from stfm_jax.ops.frames import EdgeGeometry
 from stfm_jax.ops.tiles import Edges
 
 FRAMES = ("blended", "pca", "radial")
+LOGIT_WIDTH = 128  # of the attention's MLP [STFlow]
+
+
+class EdgeFeatures(NamedTuple):
+    """What depends on an edge alone, so is the same in every evaluation of a slide."""
+
+    frames: jax.Array  # [..., d] over the edges, F_ij
+    hidden: jax.Array | None = None  # [..., h, LOGIT_WIDTH] its part of the logits, if kept too
+
+
+def logits_of_frames(kernel: jax.Array, frames: jax.Array, heads: int, dtype: str) -> jax.Array:
+    """`F_ij W_F` [..., h, LOGIT_WIDTH] of frames [..., d]; kernel: W1 of `AttentionLogits`."""
+    d = frames.shape[-1] // heads
+    frames = frames.reshape(*frames.shape[:-1], heads, d)
+    return matmul(frames, kernel[2 * d : 3 * d], dtype)
 
 
 class FrameFeatures(nn.Module):
@@ -84,26 +101,27 @@ class AttentionLogits(nn.Module):
     The MLP is shared by the heads. W1 is one kernel, used in four row blocks.
     """
 
-    hidden: int = 128
     dtype: str = "float32"
 
     @nn.compact
     def __call__(
-        self, q: jax.Array, k: jax.Array, frames: jax.Array, y: jax.Array, edges: Edges
+        self, q: jax.Array, k: jax.Array, features: EdgeFeatures, y: jax.Array, edges: Edges
     ) -> jax.Array:
-        """q [n, h, d_h], k [R, h, d_h], frames [..., h, d_h] over edges, y [R, g] -> [..., h].
+        """q [n, h, d_h], k [R, h, d_h], features of the edges, y [R, g] -> [..., h].
 
         The first n of the R rows are the receivers.
         """
-        n, d = q.shape[0], q.shape[-1]
+        n, heads, d = q.shape
         rows = 3 * d + y.shape[-1]
-        kernel = self.param("w1_kernel", nn.initializers.lecun_normal(), (rows, self.hidden))
-        bias = self.param("w1_bias", nn.initializers.zeros, (self.hidden,))
-        w_q, w_k, w_f, w_y = jnp.split(kernel, (d, 2 * d, 3 * d))
+        kernel = self.param("w1_kernel", nn.initializers.lecun_normal(), (rows, LOGIT_WIDTH))
+        bias = self.param("w1_bias", nn.initializers.zeros, (LOGIT_WIDTH,))
+        w_q, w_k, _, w_y = jnp.split(kernel, (d, 2 * d, 3 * d))
         y_part = matmul(y, w_y, self.dtype)[:, None, :]
         receiver_part = matmul(q, w_q, self.dtype) - y_part[:n] + bias
         sender_part = matmul(k, w_k, self.dtype) + y_part
-        frame_part = matmul(frames, w_f, self.dtype)
+        frame_part = features.hidden
+        if frame_part is None:
+            frame_part = logits_of_frames(kernel, features.frames, heads, self.dtype)
         hidden = receiver_part[edges.receivers] + sender_part[edges.senders] + frame_part
         return NormedProjection(name="project")(gate(hidden))
 
@@ -125,12 +143,12 @@ class SpatialBlock(nn.Module):
         self,
         h: jax.Array,
         y: jax.Array,
-        frames: jax.Array,
+        features: EdgeFeatures,
         edges: Edges,
         num_receivers: int,
         keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """h [R, d] and y [R, g], the n receivers first; frames [..., d] over edges; keys [n]."""
+        """h [R, d] and y [R, g], the n receivers first; features of the edges; keys [n]."""
         n, d = num_receivers, h.shape[-1]
 
         def split_heads(x):
@@ -141,9 +159,8 @@ class SpatialBlock(nn.Module):
 
         normed = LayerNorm(name="norm")(h)
         q, k, v = map(split_heads, QueryKeyValue(self.dtype, name="qkv")(normed, n))
-        frames = split_heads(frames)
-        logits = AttentionLogits(dtype=self.dtype, name="logits")(q, k, frames, y, edges)
-        from_values, from_frames = attend(logits, v, frames, edges, n)
+        logits = AttentionLogits(self.dtype, name="logits")(q, k, features, y, edges)
+        from_values, from_frames = attend(logits, v, split_heads(features.frames), edges, n)
         message = jnp.concatenate([from_values.reshape(n, d), from_frames.reshape(n, d)], axis=-1)
         h = h[:n]
         h = h + drop(0, SwiGLU(d, d, self.dtype, name="mix")(message))

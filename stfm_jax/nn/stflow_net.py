@@ -10,7 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stfm_jax.nn.blocks import FrameFeatures, SpatialBlock
+from stfm_jax.nn.blocks import (
+    LOGIT_WIDTH,
+    EdgeFeatures,
+    FrameFeatures,
+    SpatialBlock,
+    logits_of_frames,
+)
 from stfm_jax.nn.mlp import Dense, TimeEmbedding, dropout, fold, gaussian_noise
 from stfm_jax.ops.frames import EdgeGeometry
 from stfm_jax.ops.tiles import Edges, Tiles, edge_list, with_received
@@ -95,7 +101,7 @@ class STFlowNet:
         for i in range(self.num_blocks):
             examples[f"frames_{i}"] = (self._frames, geometry)
             examples[f"block_{i}"] = (
-                self._block, jnp.zeros((1, d)), jnp.zeros((1, g)), frames, edge, 1
+                self._block, jnp.zeros((1, d)), jnp.zeros((1, g)), EdgeFeatures(frames), edge, 1
             )  # fmt: skip
         keys = jax.random.split(key, len(examples))
         return {
@@ -111,18 +117,26 @@ class STFlowNet:
         features = dropout(keys, FEATURE_DROPOUT, self.feature_dropout, features)
         return self._embed_features.apply({"params": params["embed_features"]}, features)
 
-    def encode_edges(self, params: Params, tiles: Tiles) -> list[jax.Array]:
-        """F_ij [p, T, K, d] of every block; depends on the geometry alone, so once per slide."""
-        return [
-            map_tiles(functools.partial(self.encode_frames, layer), tiles.geometry, tiles.mask)
-            for layer in self.layers(params)
-        ]
+    def encode_edges(self, params: Params, tiles: Tiles) -> list[EdgeFeatures]:
+        """Features of the edges [p, T, K] in every block, to be kept over evaluations."""
+        return [self.encode_layer(layer, tiles) for layer in self.layers(params)]
 
-    def edge_bytes(self, tiles: Tiles) -> int:
-        """Memory that `encode_edges` takes."""
-        return 4 * tiles.senders.size * self.width * self.num_blocks
+    def encode_layer(self, layer: Layer, tiles: Tiles) -> EdgeFeatures:
+        """Of one block; see `encode_edges`."""
+
+        def one(geometry: EdgeGeometry) -> EdgeFeatures:
+            frames = self.encode_frames(layer, geometry)
+            kernel = layer.block["logits"]["w1_kernel"]
+            return EdgeFeatures(frames, logits_of_frames(kernel, frames, self.heads, self.dtype))
+
+        return map_tiles(one, tiles.geometry, tiles.mask)
+
+    def edge_bytes(self, num_edges: int) -> int:
+        """Memory that the features of so many edges take, padding counted, if they are kept."""
+        return 4 * num_edges * (self.width + self.heads * LOGIT_WIDTH) * self.num_blocks
 
     def encode_frames(self, layer: Layer, geometry: EdgeGeometry) -> jax.Array:
+        """F_ij [..., d] of a block."""
         return self._frames.apply({"params": layer.frames}, geometry)
 
     def layers(self, params: Params) -> list[Layer]:
@@ -141,19 +155,19 @@ class STFlowNet:
         layer: Layer,
         h: jax.Array,
         y: jax.Array,
-        frames: jax.Array | EdgeGeometry,
+        features: EdgeFeatures | EdgeGeometry,
         edges: Edges,
         num_receivers: int,
         keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """One block for the first n of the rows h [R, d], y [R, g]: (h [n, d], head [n, g]).
 
-        `frames` are F_ij, or the geometry they are computed from.
+        The edges' features are those kept, or the geometry they are computed from.
         """
-        if isinstance(frames, EdgeGeometry):
-            frames = self.encode_frames(layer, frames)
+        if isinstance(features, EdgeGeometry):
+            features = EdgeFeatures(self.encode_frames(layer, features))
         weights = {"params": layer.block}
-        return self._block.apply(weights, h, y, frames, edges, num_receivers, keys)
+        return self._block.apply(weights, h, y, features, edges, num_receivers, keys)
 
     def next_state(self, x: jax.Array, head: jax.Array) -> jax.Array:
         """y [n, g] whose differences the next block sees."""
@@ -166,7 +180,7 @@ class STFlowNet:
         t: jax.Array,
         tokens: jax.Array,
         tiles: Tiles,
-        frames: list[jax.Array] | None = None,
+        features: list[EdgeFeatures] | None = None,
         keys: jax.Array | None = None,
     ) -> jax.Array:
         """One evaluation: state x [n, g] at t ([] or [n]) -> mean of the blocks' heads [n, g].
@@ -177,19 +191,19 @@ class STFlowNet:
           t: time, one or per spot.
           tokens: of `encode_features`.
           tiles: of the slide.
-          frames: of `encode_edges`, leading axes [p, T, K]; recomputed where they are not given.
+          features: of `encode_edges`; computed here where they are not given.
           keys: [n] noise of training, none without.
         """
         h = self.embed(params, x, t, tokens)
         y, total = x, 0.0
         for i, layer in enumerate(self.layers(params)):
             block = functools.partial(self.block, layer)
-            frames_i = tiles.geometry if frames is None else frames[i]
+            features_i = tiles.geometry if features is None else features[i]
             keys_i = None if keys is None else fold(keys, BLOCKS + i)
             if self.attention == "segments":
-                h, head = over_edge_list(block, h, y, frames_i, tiles, keys_i)
+                h, head = over_edge_list(block, h, y, features_i, tiles, keys_i)
             else:
-                h, head = over_tiles(block, h, y, frames_i, tiles, keys_i)
+                h, head = over_tiles(block, h, y, features_i, tiles, keys_i)
             total, y = total + head, self.next_state(x, head)
         return total / self.num_blocks
 
@@ -227,42 +241,42 @@ class STFlowNet:
         return SpatialBlock(self.heads, self.num_genes, self.dropout, self.zero_init, self.dtype)
 
 
-def over_edge_list(block, h, y, frames, tiles: Tiles, keys):
+def over_edge_list(block, h, y, features, tiles: Tiles, keys):
     """A block over the edge list of the whole slide, by segment operations."""
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), frames)
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), features)
     return block(h, y, flat, edge_list(tiles), len(h), keys)
 
 
-def over_tiles(block, h, y, frames, tiles: Tiles, keys):
+def over_tiles(block, h, y, features, tiles: Tiles, keys):
     """A block tile by tile; when differentiated, a tile's edges are computed again backwards.
 
     Args:
-      block: (h [R, d], y [R, g], frames, edges, n, keys) -> (h [n, d], head [n, g]).
+      block: (h [R, d], y [R, g], features, edges, n, keys) -> (h [n, d], head [n, g]).
       h: [n, d] tokens of the slide.
       y: [n, g] expression.
-      frames: F_ij [p, T, K, d], or the geometry.
+      features: of the edges [p, T, K], or the geometry.
       tiles: p tiles of T spots.
       keys: [n] or None.
     """
     # Halos are gathered at once: the gradient of that is one scatter.
     halo = (with_received(tiles, a)[tiles.halo] for a in (h, y))
-    return run_tiles(block, h, y, *halo, frames, tiles.senders, tiles.mask, keys)
+    return run_tiles(block, h, y, *halo, features, tiles.senders, tiles.mask, keys)
 
 
-def run_tiles(block, h, y, h_halo, y_halo, frames, senders, mask, keys=None):
+def run_tiles(block, h, y, h_halo, y_halo, features, senders, mask, keys=None):
     """A block for some tiles whose halos [p, H, ...] are at hand; see `over_tiles`."""
     p, size = mask.shape[:2]
     receivers = jnp.arange(size)[:, None]
 
     def one(inputs):
-        h, y, h_halo, y_halo, frames, senders, mask, keys = inputs
+        h, y, h_halo, y_halo, features, senders, mask, keys = inputs
         rows = jnp.concatenate([h, h_halo]), jnp.concatenate([y, y_halo])
-        return block(*rows, frames, Edges(senders, receivers, mask), size, keys)
+        return block(*rows, features, Edges(senders, receivers, mask), size, keys)
 
     def split(a):
         return None if a is None else a.reshape(p, size, *a.shape[1:])
 
-    inputs = (split(h), split(y), h_halo, y_halo, frames, senders, mask, split(keys))
+    inputs = (split(h), split(y), h_halo, y_halo, features, senders, mask, split(keys))
     h, head = map_tiles(one, inputs, mask)
     return h.reshape(p * size, -1), head.reshape(p * size, -1)
 

@@ -27,7 +27,7 @@ def model(trained):
 @pytest.fixture
 def chunked(monkeypatch):
     """Even 50 spots are predicted as a large slide, in many blocks and chunks."""
-    monkeypatch.setattr(whole_slide, "ABOVE", 10)
+    monkeypatch.setattr(whole_slide, "pays", lambda spots: spots > 10)
     monkeypatch.setattr(whole_slide, "CHUNK", 16)
     monkeypatch.setattr(whole_slide, "BLOCK", 16)
     monkeypatch.setattr(rows, "BLOCK", 16)
@@ -198,7 +198,7 @@ def test_a_slide_that_does_not_fit_is_refused(trained, model, tmp_path, monkeypa
     check(draws=9)
     with pytest.raises(InputError, match=r"--config\.predict\.draws from 64 to 9"):
         predict.read_input(config, None, model)
-    monkeypatch.setattr(whole_slide, "ABOVE", 10)
+    monkeypatch.setattr(whole_slide, "pays", lambda spots: spots > 10)
     check()  # draws are not held
     with too_large(r"--config\.predict\.embeddings=FILE\.h5"):
         check(embeds=True)
@@ -214,7 +214,7 @@ def test_a_slide_that_does_not_fit_is_refused(trained, model, tmp_path, monkeypa
 
 def test_estimates_grow_with_what_is_asked(model):
     assert budget.memory(model, 10**6, 8, False) == budget.memory(model, 10**6, 800, False)
-    assert budget.memory(model, 10**4, 8, False) < budget.memory(model, 10**4, 800, False)
+    assert budget.memory(model, 10**3, 8, False) < budget.memory(model, 10**3, 800, False)
     held = budget.memory(model, 10**6, 8, True) - budget.memory(model, 10**6, 8, False)
     assert held == 4 * 10**6 * tiny.WIDTH
     assert budget.disk(10**6, 50, 8) > 12 * 4 * 50 * 10**6

@@ -51,8 +51,8 @@ def test_equals_one_call(overrides, cache_bytes):
     slide, key = made(230), jax.random.key(3)
     batch = collate([slide], task.neighbors, TILE)
     whole = whole_slide.encode(task, params, arrays, Rows.of(slide), CHUNK, cache_bytes)
-    assert (whole.frames is None) == (cache_bytes == 0)
-    assert whole.num_chunks == 4
+    assert (whole.features is None) == (cache_bytes == 0)
+    assert len(whole.chunks) == 4
     mean = whole_slide.posterior_mean(task, params, arrays, whole, key, 2)
     expected = in_order(batch, task.posterior_mean(params, arrays, batch, key, 2))
     np.testing.assert_allclose(mean, expected, atol=1e-5)
@@ -72,11 +72,11 @@ def test_a_larger_slide_compiles_nothing_heavy_anew():
 
     run(200)
     traces = whole_slide._run_tiles._cache_size()
-    widths = whole_slide.encode(
-        task, params, arrays, Rows.of(made(200, 200)), CHUNK, 0
-    ).tiles.halo.shape[1]
-    other = whole_slide.encode(task, params, arrays, Rows.of(made(500, 500)), CHUNK, 0).tiles
-    assert other.halo.shape[1] == widths
+    shapes = [
+        whole_slide.encode(task, params, arrays, Rows.of(made(n, n)), CHUNK, 0).chunks[0].halo.shape
+        for n in (200, 500)
+    ]
+    assert shapes[0] == shapes[1]
     run(500)
     assert whole_slide._run_tiles._cache_size() == traces
 
@@ -93,7 +93,7 @@ def test_the_log_says_the_form(caplog):
     task, params, arrays = method()
     with caplog.at_level(logging.INFO, "stfm_jax"):
         whole_slide.encode(task, params, arrays, Rows.of(made(150)), CHUNK, 0)
-    assert "150 spots in 6 tiles of 32, 2 at a time" in caplog.text
+    assert "150 spots in tiles of 32, 2 at a time" in caplog.text
     assert "slide: neighbours of 150 spots: 0 s" in caplog.text
     assert "slide: features, neighbourhoods and anchor of 150 spots: " in caplog.text
     assert "computed at every evaluation" in caplog.text

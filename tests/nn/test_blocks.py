@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from stfm_jax.nn.blocks import AttentionLogits, FrameFeatures, SpatialBlock
+from stfm_jax.nn.blocks import AttentionLogits, EdgeFeatures, FrameFeatures, SpatialBlock
 from stfm_jax.nn.mlp import ExpressionHead, LayerNorm, SwiGLU, TimeEmbedding
 from stfm_jax.ops.frames import EdgeGeometry
 from stfm_jax.ops.tiles import Edges
@@ -140,7 +140,8 @@ def test_time_embedding():
 def test_split_attention_equals_the_concatenation(edges, form):
     q, k, y = normal(N, HEADS, DH), normal(R, HEADS, DH, seed=2), normal(R, G, seed=3)
     frames = normal(E, HEADS, DH, seed=4)
-    inputs = q, k, in_form(form, frames), y, edges_in_form(form, edges)
+    features = EdgeFeatures(in_form(form, frames.reshape(E, D)))
+    inputs = q, k, features, y, edges_in_form(form, edges)
     params = noisy(jax.jit(AttentionLogits().init)(jax.random.key(0), *inputs))
     i, j = edges.receivers, edges.senders
     difference = np.repeat((y[j] - y[i])[:, None], HEADS, axis=1)
@@ -222,12 +223,18 @@ run_block = jax.jit(BLOCK.apply, static_argnums=5)
 def init_block(edges):
     h, y, frames = normal(R, D), normal(R, G, seed=2), normal(E, D, seed=3)
     init = jax.jit(BLOCK.init, static_argnums=5)
-    return noisy(init(jax.random.key(0), h, y, frames, edges, N), scale=0.1), h, y, frames
+    return (
+        noisy(init(jax.random.key(0), h, y, EdgeFeatures(frames), edges, N), scale=0.1),
+        h,
+        y,
+        frames,
+    )
 
 
 def run(form, params, h, y, frames, edges, keys=None):
     """The block over an edge list, done in either form."""
-    inputs = h, y, in_form(form, frames), edges_in_form(form, edges), N, keys
+    features = EdgeFeatures(in_form(form, frames))
+    inputs = h, y, features, edges_in_form(form, edges), N, keys
     return [np.asarray(a) for a in run_block(params, *inputs)]
 
 
@@ -293,7 +300,7 @@ def test_gradients_are_finite_with_padding(edges, form):
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1))
     def gradient_of(params, frames):
-        head = BLOCK.apply(params, h, y, in_form(form, frames), masked, N)[1]
+        head = BLOCK.apply(params, h, y, EdgeFeatures(in_form(form, frames)), masked, N)[1]
         return jnp.sum(head**2)  # of spots without edges too
 
     gradients = gradient_of(params, frames)

@@ -58,8 +58,8 @@ def run(slide, attention, size, rows, train, cached=False, dtype=np.float64):
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def loss(params, x):
         tokens = network.encode_features(params, pad(slide["features"]), keys)
-        frames = network.encode_edges(params, tiles) if cached else None
-        y = network.denoise(params, x, pad(slide["t"]), tokens, tiles, frames, keys)[:n]
+        features = network.encode_edges(params, tiles) if cached else None
+        y = network.denoise(params, x, pad(slide["t"]), tokens, tiles, features, keys)[:n]
         return jnp.sum(jnp.sin(y)), y
 
     params = jax.tree.map(lambda a: a.astype(dtype), slide["params"])
