@@ -25,10 +25,10 @@ IMPLEMENTATIONS = {
     "inference": ("stfm", "stfm_kept", "stfm_recomputed"),
     "train": ("stfm", "stfm_untiled"),
 }
-# The largest sizes they are run at: what is kept takes 16 KiB a spot in a prediction and some ten
-# times that in a step; beyond 65,536 spots "stfm" computes again.
+# The largest sizes they are run at: what is kept takes 80 KiB a spot in a prediction and twice that
+# in a step; beyond some 13,000 spots "stfm" computes again.
 LARGEST = {
-    ("inference", "stfm_kept"): 100_000,
+    ("inference", "stfm_kept"): 20_000,
     ("inference", "stfm_recomputed"): 20_000,
     ("train", "stfm_untiled"): 10_000,
 }

@@ -29,7 +29,7 @@ IMPLEMENTATIONS = {
     "train": ("stfm", "reference", "reference_kdtree"),
 }
 # The largest sizes they are run at: the matrix takes n^2, the table of pairs 10 GiB at 100,000
-# spots (and four times as much backwards); beyond 20,000 spots "stfm" is that form.
+# spots (and four times as much backwards); beyond some 13,000 spots "stfm" is that form.
 LARGEST = {
     ("inference", "stfm_recomputed"): 20_000,
     ("inference", "reference"): 10_000,
