@@ -1,8 +1,7 @@
 """What predicting a slide will take, said before the work: memory, and disk beside the output.
 
 Estimated and measured on 2 CPU cores (1,024 features, 50 genes, default sizes), beyond what the
-process held before: 20,000 spots and 8 draws 1.2 and 1.1 GiB; 100,000 1.0 and 0.9; 1,000,000 5.1
-and 5.5.
+process held before: 100,000 spots and 8 draws 1.0 and 0.9 GiB; 1,000,000 5.1 and 5.5.
 """
 
 from __future__ import annotations
