@@ -145,7 +145,9 @@ def test_breakdown(rows_of):
     names = which(rows, "what", "impl")
     assert names >= {("prediction", name) for name in ("preparation", "draw", "prediction")}
     assert names >= {("stage", name) for name in ("kNN graph", "tiling", "prior draw", "block")}
-    assert names >= {("part", name) for name in ("block", "logits", "weighted sums")}
+    assert names >= {
+        ("part", name) for name in ("block, edge features kept", "logits", "weighted sums")
+    }
     assert all(row["of_matmul"] > 0 for row in rows if row["impl"] == "block")
 
 

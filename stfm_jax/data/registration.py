@@ -20,13 +20,14 @@ from sklearn.decomposition import PCA
 from stfm_jax.data import registration_fields as fields
 from stfm_jax.data.registration_fields import IDENTITY, Affine, Shape
 from stfm_jax.errors import InputError
+from stfm_jax.ops.neighbors import knn_graph, neighbor_mean
 
 KINDS = ("rigid", "affine", "none")
 MIN_OVERLAP = 0.3  # share of the smaller section that must lie on the other's tissue
 MIN_SPOTS = 10
 _COMPONENTS = 8  # principal components of the descriptors that are compared
 _CLIP = 6.0  # standard deviations of a descriptor
-_WINDOW = 9  # spots averaged before the principal axes are found
+_WINDOW = 8  # neighbours averaged with a spot before the principal axes are found
 _REACH = 2  # sections up to this many apart are compared
 _SWEEPS = 2
 
@@ -243,7 +244,7 @@ def _reduced(sections: Sequence[Section]) -> list[np.ndarray]:
     """
     standard = [None if s.descriptors is None else _standardised(s.descriptors) for s in sections]
     smooth = [
-        x[cKDTree(s.coords_um).query(s.coords_um, k=_WINDOW)[1]].mean(axis=1)
+        neighbor_mean(x, knn_graph(s.coords_um, _WINDOW, include_self=True))
         for s, x in zip(sections, standard, strict=True)
         if x is not None
     ]

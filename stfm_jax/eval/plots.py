@@ -170,7 +170,7 @@ def spatial_maps(
         row[0].set_ylabel(_row_label(gene_names[gene], scores, gene), fontsize=10)
     for ax, name in zip(axes[0], panels, strict=True):
         ax.set_title(name, fontsize=11)
-    _scale_bar(axes[-1, 0], coords, spacing)
+    scale_bar(axes[-1, 0], coords, spacing)
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -249,16 +249,23 @@ def draw_spots(
     return spots
 
 
-def _scale_bar(ax: Axes, coords_um: np.ndarray, spacing: float) -> None:
-    """A bar of 1, 2 or 5 times a power of ten, about a quarter of the width, under the spots."""
+def scale_bar(ax: Axes, coords_um: np.ndarray, spacing: float, right: bool = False) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, about a quarter of the width, under the spots.
+
+    Args:
+      ax: with the spots on it.
+      coords_um: [n, 2] their centres.
+      spacing: of the spots, micrometres.
+      right: whether it ends at the last spot rather than begins at the first.
+    """
     low, high = coords_um.min(axis=0), coords_um.max(axis=0)
     length = nice_length(0.3 * max(high[0] - low[0], spacing))
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    bottom = high[1] + 2 * spacing
-    ax.plot([low[0], low[0] + length], [bottom] * 2, color="black", lw=2, clip_on=False)
+    start, bottom = high[0] - length if right else low[0], high[1] + 2 * spacing
+    ax.plot([start, start + length], [bottom] * 2, color="black", lw=2, clip_on=False)
     ax.annotate(
         label,
-        (low[0] + length / 2, bottom),
+        (start + length / 2, bottom),
         xytext=(0, -3),
         textcoords="offset points",
         ha="center",

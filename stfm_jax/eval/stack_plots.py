@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from stfm_jax.eval.plots import COLORS, draw_spots, nice_length, spot_spacing_um
+from stfm_jax.eval.plots import COLORS, draw_spots, scale_bar, spot_spacing_um
 
 _COLUMNS = 4  # pairs in a row
 _PANEL_INCHES = 2.9  # of a pair; the two overlays above are twice as wide
@@ -52,7 +52,7 @@ def registration_overlay(
         ax = figure.add_subplot(grid[0, columns])
         _draw(ax, coords, colors, [0.4] * len(names))
         ax.set_title(label, fontsize=11)
-        _scale_bar(ax, coords)
+        scale_bar(ax, np.concatenate(coords), spot_spacing_um(coords[0]), right=True)
         if label == "before":
             _legend(ax, names, colors)
     for i in range(pairs):
@@ -92,22 +92,3 @@ def _legend(ax: Axes, names: Sequence[str], colors: Sequence) -> None:
     for i in shown:
         ax.plot([], [], "o", color=colors[i], label=names[i])
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0), frameon=False, fontsize=8, ncols=8)
-
-
-def _scale_bar(ax: Axes, sections: Sequence[np.ndarray]) -> None:
-    pooled = np.concatenate(sections)
-    low, high = pooled.min(axis=0), pooled.max(axis=0)
-    length = nice_length(max(0.3 * (high[0] - low[0]), 1e-9))
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    bottom = high[1] + 1.5 * spot_spacing_um(sections[0])
-    ax.plot([high[0] - length, high[0]], [bottom] * 2, color="black", lw=2, clip_on=False)
-    ax.annotate(
-        label,
-        (high[0] - length / 2, bottom),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        fontsize=8,
-        annotation_clip=False,
-    )

@@ -1,7 +1,7 @@
 """Registration of serial sections against known motions.
 
 Descriptors are a stand-in for an encoder of images: noisy linear views of the log of the tissue's
-true mixtures. The trials with the built-in encoder itself are slow.
+true mixtures. The built-in encoder itself is used on real sections, which is slow.
 """
 
 import numpy as np

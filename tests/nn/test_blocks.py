@@ -223,12 +223,8 @@ run_block = jax.jit(BLOCK.apply, static_argnums=5)
 def init_block(edges):
     h, y, frames = normal(R, D), normal(R, G, seed=2), normal(E, D, seed=3)
     init = jax.jit(BLOCK.init, static_argnums=5)
-    return (
-        noisy(init(jax.random.key(0), h, y, EdgeFeatures(frames), edges, N), scale=0.1),
-        h,
-        y,
-        frames,
-    )
+    params = init(jax.random.key(0), h, y, EdgeFeatures(frames), edges, N)
+    return noisy(params, scale=0.1), h, y, frames
 
 
 def run(form, params, h, y, frames, edges, keys=None):
