@@ -27,6 +27,7 @@ _ANGLES = 36  # rotations tried
 _STARTS, _FINALISTS = 6, 2
 _APART_DEG, _BEHIND = 25.0, 0.2  # of starts: least turn between two, most score behind the best
 _ROUGH, _EXACT = 5e-3, 3e-4  # gradient of the score, per blur, at which refinement ends
+_STEP = 0.03  # of numerical gradients, blurs
 _STRETCH_PENALTY = 0.25  # per squared log stretch of an affine map
 
 
@@ -295,9 +296,15 @@ def refine(
         stretch = np.log(np.linalg.svd(motion.matrix, compute_uv=False))
         return -mean + _STRETCH_PENALTY * (stretch**2).sum()
 
+    # Central differences: one-sided ones are off by more than the gradients near the maximum, and
+    # line searches then end nowhere.
+    def gradient(change: np.ndarray) -> np.ndarray:
+        steps = _STEP * np.eye(len(change))
+        return np.array([cost(change + s) - cost(change - s) for s in steps]) / (2 * _STEP)
+
     free = np.zeros(3 if kind == "rigid" else 6)
-    options = {"eps": 0.01, "gtol": tolerance, "maxiter": 60}
-    return moved(optimize.minimize(cost, free, method="BFGS", options=options).x)
+    options = {"gtol": tolerance, "maxiter": 60}
+    return moved(optimize.minimize(cost, free, method="BFGS", jac=gradient, options=options).x)
 
 
 def outline_um(field: Field) -> np.ndarray:
