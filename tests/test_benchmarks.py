@@ -125,6 +125,14 @@ def test_attention(rows_of):
     assert all(row["temporary_gib"] > 0 for row in rows)
 
 
+def test_linear_attention(rows_of):
+    rows = rows_of("linear_attention", "--n=16,64")
+    forms = {"linear", "softmax"}
+    assert which(rows, "impl", "n") == {(form, n) for form in forms for n in (16, 64)}
+    assert which(rows, "what", "width") == {("forward", 8)}
+    assert all((row["slope"] is None) == (row["n"] == 16) for row in rows)
+
+
 @pytest.mark.slow
 def test_memory(load, rows_of, monkeypatch):
     monkeypatch.setattr(load("memory"), "BASELINE", 40)
