@@ -37,6 +37,7 @@ class Slide:
     patient: str = ""
     section: str = ""
     z_um: float | None = None  # position of the section in its stack, micrometres
+    registered_um: np.ndarray | None = None  # [n, 2] float64, places in its stack's common frame
     source: str = ""  # the file it came from, for messages
 
     def __post_init__(self):
@@ -58,7 +59,7 @@ class Slide:
         index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
         pick = {
             field: None if getattr(self, field) is None else getattr(self, field)[index]
-            for field in ("barcodes", "coords_um", "coords_in", "counts")
+            for field in ("barcodes", "coords_um", "coords_in", "counts", "registered_um")
         }
         features = None if self.features is None else rows.take(self.features, index)
         patches = None if self.patches is None else SubsetPatches(self.patches, index)
@@ -100,6 +101,8 @@ def validate(slide: Slide) -> None:
             f"{where}: spatial unit must be 'um' or 'pixel', found {slide.spatial_unit!r}."
         )
     _validate_coords(slide.coords_um, n, where)
+    if slide.registered_um is not None:
+        _validate_registered(slide.registered_um, n, where)
     if slide.features is not None:
         _validate_features(slide.features, n, where)
     if slide.counts is not None:
@@ -119,6 +122,15 @@ def _validate_coords(coords_um: np.ndarray, n: int, where: str) -> None:
                 f"{where}: {int((distance == distance.min()).sum())} spots lie on top of another "
                 "spot; every spot needs coordinates of its own. Merge or drop the duplicates."
             )
+
+
+def _validate_registered(registered_um: np.ndarray, n: int, where: str) -> None:
+    if np.shape(registered_um) != (n, 2) or not np.isfinite(registered_um).all():
+        raise InputError(
+            f"{where}: expected finite registered coordinates [{n}, 2] in micrometres, found "
+            f"{np.shape(registered_um)} with {int((~np.isfinite(registered_um)).sum())} values not "
+            "finite; register the stack again."
+        )
 
 
 def _validate_features(features: rows.Features, n: int, where: str) -> None:

@@ -1,16 +1,18 @@
 """Slides from AnnData files, whoever wrote them, and slides into such files.
 
-`slide_from_anndata` is shared with the HEST reader. Counts read block by block are in
-`h5ad_counts.py`; writing predictions lives in `stfm_jax.eval.predict`.
+`slide_from_anndata` is shared with the HEST reader; `h5ad_elements.py` knows the elements one by
+one. Counts read block by block are in `h5ad_counts.py`; writing predictions lives in
+`stfm_jax.eval.predict`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import anndata
 import h5py
@@ -21,18 +23,14 @@ from anndata.io import read_elem
 
 from stfm_jax.data import rows
 from stfm_jax.data.hdf5 import require_file
-from stfm_jax.data.panel import gene_names, sum_duplicates
+from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
 
-_LOG = logging.getLogger("stfm_jax")
 _GET = "Give the path of an AnnData .h5ad file."
-_UNITS = {
-    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), "um"),
-    **dict.fromkeys(("micrometre", "micrometres"), "um"),
-    **dict.fromkeys(("pixel", "pixels", "px"), "pixel"),
-}
+_PLACES = ("spatial", "spatial3d")
+_DENSE_AT_ONCE = 1 << 24  # numbers of a matrix stored dense
 
 
 def read(
@@ -75,12 +73,7 @@ def read_to_predict(
     Raises:
       FileNotFoundError, InputError: as `read`.
     """
-    with reading(path), h5py.File(path) as file:
-        adata = _annotations(file, features_key)
-        features = None
-        if adata is not None and isinstance(file["obsm"].get(features_key), h5py.Dataset):
-            features = rows.stored_rows(file["obsm"][features_key], str(path))
-    adata = load(path) if adata is None else adata
+    adata, features = _without_features(path, features_key)
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
@@ -89,34 +82,9 @@ def read_to_predict(
         features_key=features_key,
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
-        require_counts=False,
+        expression="ignored",
         features=features,
     )
-
-
-def _annotations(file: h5py.File, features_key: str) -> anndata.AnnData | None:
-    """obs, uns and coordinates of an open AnnData file, and its features where they are no matrix.
-
-    Other elements of obsm are left empty, for messages that name them. None for a file of the time
-    before elements said what they are (anndata 0.7), which is to be read whole.
-    """
-    if "encoding-type" not in file["obs"].attrs:
-        return None
-    obs = read_elem(file["obs"])
-    obsm = {}
-    for key, element in file.get("obsm", {}).items():
-        needed = key == "spatial" or (key == features_key and isinstance(element, h5py.Group))
-        obsm[key] = read_elem(element) if needed else np.empty((len(obs), 0))
-    return anndata.AnnData(obs=obs, uns=read_elem(file["uns"]) if "uns" in file else {}, obsm=obsm)
-
-
-def _require_one_section(adata: anndata.AnnData, path: str | Path) -> None:
-    sections = _sections(adata)
-    if len(sections) > 1:
-        raise InputError(
-            f"{path}: expected one section, but obs['section'] names {len(sections)} "
-            f"({', '.join(sections[:3])}, ...); split the file, or read it as a stack."
-        )
 
 
 def read_stack(path: str | Path, **options) -> list[Slide]:
@@ -130,14 +98,157 @@ def read_stack(path: str | Path, **options) -> list[Slide]:
     Raises:
       FileNotFoundError, InputError: as `read`.
     """
-    adata = load(path)
-    sections = _sections(adata) or [""]
+    return _split(load(path), path, None, options)
+
+
+def read_stack_to_predict(
+    path: str | Path,
+    *,
+    features_key: str = "features",
+    counts_layer: str = "counts",
+    spatial_unit: str | None = None,
+    um_per_px: float | None = None,
+) -> list[Slide]:
+    """As `read_stack`, but sections need no counts, and an embedding stays in the file.
+
+    Counts are those of the measured sections: `obs['measured']` says which these are, the same for
+    all spots of a section; where it is absent, those with a count above zero. The others have
+    neither counts nor genes.
+
+    Raises:
+      FileNotFoundError, InputError: as `read`; a section is said to be measured but has no counts.
+    """
+    adata, features = _without_features(path, features_key, counts_layer)
+    options = {
+        "features_key": features_key,
+        "counts_layer": counts_layer,
+        "spatial_unit": spatial_unit,
+        "um_per_px": um_per_px,
+        "expression": "if measured",
+    }
+    return _split(adata, path, features, options)
+
+
+def read_folder_to_predict(folder: str | Path, **options) -> list[Slide]:
+    """As `read_stack_to_predict`, of a folder of .h5ad files that hold one section each.
+
+    Args:
+      options: as of `read_stack_to_predict`.
+
+    Returns:
+      The sections in order of height, those without `z_um` in order of their names.
+
+    Raises:
+      FileNotFoundError, InputError: as `read_stack_to_predict`; there is no such folder, or no
+        .h5ad file in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder. Give a folder of .h5ad files, one for each section."
+        )
+    paths = sorted(folder.glob("*.h5ad"))
+    if not paths:
+        raise InputError(
+            f"{folder}: expected one .h5ad file for each section of the stack, found none."
+        )
     slides = []
-    for section in sections:
-        part = adata if section == "" else adata[adata.obs["section"].astype(str) == section].copy()
-        name = Path(path).stem + (f"_{section}" if section else "")
-        slides.append(slide_from_anndata(part, name=name, source=str(path), **options))
+    for path in paths:
+        found = read_stack_to_predict(path, **options)
+        if len(found) > 1:
+            raise InputError(
+                f"{path}: expected one section in each file of a folder, but obs['section'] names "
+                f"{len(found)} ({elements.listed(s.section for s in found)}); split the file, or "
+                "give this file alone."
+            )
+        slides.append(dataclasses.replace(found[0], name=path.stem))
+    return _by_height(slides)
+
+
+def _split(
+    adata: anndata.AnnData, path: str | Path, features: rows.StoredRows | None, options: dict
+) -> list[Slide]:
+    """The slides of a file, one for each value of `obs['section']`, in order of height."""
+    labels = adata.obs["section"].astype(str).to_numpy() if "section" in adata.obs else None
+    slides = []
+    for section in elements.section_labels(adata) or [""]:
+        here = np.arange(adata.n_obs) if labels is None else np.flatnonzero(labels == section)
+        slides.append(
+            slide_from_anndata(
+                adata if section == "" else adata[here].copy(),
+                name=Path(path).stem + (f"_{section}" if section else ""),
+                source=str(path),
+                features=None if features is None else features.take(here),
+                **options,
+            )
+        )
+    return _by_height(slides)
+
+
+def _by_height(slides: list[Slide]) -> list[Slide]:
     return sorted(slides, key=lambda slide: 0.0 if slide.z_um is None else slide.z_um)
+
+
+def _without_features(
+    path: str | Path, features_key: str, counts_layer: str | None = None
+) -> tuple[anndata.AnnData, rows.StoredRows | None]:
+    """What a file holds, without its features where these can stay there."""
+    with reading(path), h5py.File(path) as file:
+        adata = _annotations(file, features_key)
+        features = None
+        if adata is not None and counts_layer is not None:
+            adata = _with_counts(adata, file, counts_layer)
+        if adata is not None and isinstance(file["obsm"].get(features_key), h5py.Dataset):
+            features = rows.stored_rows(file["obsm"][features_key], str(path))
+    return (load(path) if adata is None else adata), features
+
+
+def _annotations(file: h5py.File, features_key: str) -> anndata.AnnData | None:
+    """obs, uns and coordinates of an open AnnData file, and its features where they are no matrix.
+
+    Other elements of obsm are left empty, for messages that name them. None for a file of the time
+    before elements said what they are (anndata 0.7), which is to be read whole.
+    """
+    if "encoding-type" not in file["obs"].attrs:
+        return None
+    obs = read_elem(file["obs"])
+    obsm = {}
+    for key, element in file.get("obsm", {}).items():
+        needed = key in _PLACES or (key == features_key and isinstance(element, h5py.Group))
+        obsm[key] = read_elem(element) if needed else np.empty((len(obs), 0))
+    return anndata.AnnData(obs=obs, uns=read_elem(file["uns"]) if "uns" in file else {}, obsm=obsm)
+
+
+def _with_counts(adata: anndata.AnnData, file: h5py.File, layer: str) -> anndata.AnnData:
+    """With the layer of an open file, or where it has none, its X; other layers are left empty."""
+    var = read_elem(file["var"])
+    shape = (adata.n_obs, len(var))
+    layers = {key: sp.csr_matrix(shape, dtype=np.float32) for key in file.get("layers", {})}
+    X = None
+    if layer in layers:
+        layers[layer] = _sparse(file["layers"][layer])
+    elif "X" in file:
+        X = _sparse(file["X"])
+    return anndata.AnnData(X, adata.obs, var, uns=adata.uns, obsm=adata.obsm, layers=layers)
+
+
+def _sparse(element: h5py.Dataset | h5py.Group) -> sp.csr_matrix | None:
+    """A stored matrix; one that is stored dense is read in blocks."""
+    if isinstance(element, h5py.Group) or element.shape is None:
+        matrix = read_elem(element)
+        return None if matrix is None else sp.csr_matrix(matrix)
+    size = max(1, _DENSE_AT_ONCE // max(1, element.shape[1]))
+    spans = rows.spans(element.shape[0], size)
+    return sp.vstack([sp.csr_matrix(element[i[0] : i[-1] + 1]) for i in spans], format="csr")
+
+
+def _require_one_section(adata: anndata.AnnData, path: str | Path) -> None:
+    sections = elements.section_labels(adata)
+    if len(sections) > 1:
+        raise InputError(
+            f"{path}: expected one section, but obs['section'] names {len(sections)} "
+            f"({', '.join(sections[:3])}, ...); split the file, or read it as a stack."
+        )
 
 
 def load(path: str | Path, how_to_get: str = _GET) -> anndata.AnnData:
@@ -181,21 +292,24 @@ def slide_from_anndata(
     counts_layer: str = "counts",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
-    require_counts: bool = True,
+    expression: Literal["required", "if measured", "ignored"] = "required",
     tissue_mask: bool = True,
     features: rows.StoredRows | None = None,
 ) -> Slide:
     """The slide that an AnnData object holds.
 
     Read: `obsm['spatial']` [n, 2]; `obsm[features_key]` [n, f] and `uns['encoder']`; counts;
-    `obs['in_tissue']`, `obs['patient']`, `obs['section']`; `z_um` in `obs` or `uns`.
+    `obs['in_tissue']`, `obs['patient']`, `obs['section']`; `z_um` in `obs` or `uns` (a number, or
+    one for each section's name); `obsm['spatial3d']` [n, 3], places in the frame of the section's
+    stack and its height, micrometres.
 
     Args:
       features_key: key of the embedding in `obsm`. The default may be absent (features None).
       counts_layer: layer with raw counts; where the default is absent, `X` is taken.
       spatial_unit: `um` or `pixel`, over `uns['spatial_unit']`.
       um_per_px: micrometres per pixel where the unit is pixels, over `uns['um_per_px']`.
-      require_counts: without it counts and genes are not looked at, and `X` may be anything.
+      expression: whether counts must be there, are read where the section was measured (see
+        `read_stack_to_predict`), or are not looked at, and `X` may be anything.
       tissue_mask: drop the spots that `obs['in_tissue']` puts outside the tissue.
       features: of the spots of adata, instead of what is in its `obsm`.
 
@@ -208,17 +322,18 @@ def slide_from_anndata(
     if "spatial" not in adata.obsm:
         raise InputError(
             f"{where}: expected spot coordinates in obsm['spatial'], found obsm keys "
-            f"{_keys(adata.obsm)}; store [n, 2] coordinates there."
+            f"{elements.listed(adata.obsm)}; store [n, 2] coordinates there."
         )
-    inside = _in_tissue(adata, where) if tissue_mask else None
+    inside = elements.in_tissue(adata, where) if tissue_mask else None
     if inside is not None:
         adata = adata[inside].copy()
         features = None if features is None else features.take(inside)
-    unit = _unit(spatial_unit, adata, where)
-    coords = _numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
-    scale = _scale(um_per_px, adata, where) if unit == "pixel" else 1.0
-    features = _features(adata, features_key, where) if features is None else features
-    counts, genes = _counts(adata, counts_layer, where) if require_counts else (None, None)
+    unit = elements.spatial_unit(spatial_unit, adata, where)
+    coords = elements.numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
+    scale = elements.um_per_px(um_per_px, adata, where) if unit == "pixel" else 1.0
+    features = elements.embedding(adata, features_key, where) if features is None else features
+    counts, genes = _EXPRESSION[expression](adata, counts_layer, where)
+    registered_um, z_um = elements.place(adata, where)
     return Slide(
         name=name,
         barcodes=adata.obs_names.to_numpy().astype(str),
@@ -228,158 +343,30 @@ def slide_from_anndata(
         counts=counts,
         genes=genes,
         features=features,
-        encoder=_encoder(adata) if features is not None else None,
-        patient=_constant(adata, "patient", where) or "",
-        section=_constant(adata, "section", where) or "",
-        z_um=_z_um(adata, where),
+        encoder=elements.encoder(adata) if features is not None else None,
+        patient=elements.constant(adata, "patient", where) or "",
+        section=elements.constant(adata, "section", where) or "",
+        z_um=z_um,
+        registered_um=registered_um,
         source=source,
     )
 
 
-def _in_tissue(adata: anndata.AnnData, where: str) -> np.ndarray | None:
-    """The spots [m] that are in the tissue; None where all are."""
-    if "in_tissue" not in adata.obs:
-        return None
-    column = adata.obs["in_tissue"]
-    text = column.astype(str).str.lower()
-    mask = text.isin(("1", "1.0", "true")).to_numpy()
-    if not (mask | text.isin(("0", "0.0", "false")).to_numpy()).all():
-        raise InputError(
-            f"{where}: expected obs['in_tissue'] to be 0 or 1, found {_keys(column.unique())}."
-        )
-    if not mask.any():
-        raise InputError(f"{where}: obs['in_tissue'] puts every spot outside the tissue.")
-    if mask.all():
-        return None
-    _LOG.info("%s: %d of %d spots dropped, outside the tissue", where, (~mask).sum(), len(mask))
-    return np.flatnonzero(mask)
-
-
-def _unit(argument: str | None, adata: anndata.AnnData, where: str) -> str:
-    given = argument if argument else adata.uns.get("spatial_unit")
-    if given is None:
-        raise InputError(
-            f"{where}: the unit of obsm['spatial'] is not known; set uns['spatial_unit'] to 'um' "
-            "or 'pixel' (with uns['um_per_px']), or --config.predict.spatial_unit."
-        )
-    unit = _UNITS.get(str(given).lower())
-    if unit is None:
-        raise InputError(f"{where}: spatial unit must be 'um' or 'pixel', found {str(given)!r}.")
-    return unit
-
-
-def _scale(argument: float | None, adata: anndata.AnnData, where: str) -> float:
-    given = argument if argument is not None else adata.uns.get("um_per_px")
-    if given is None:
-        raise InputError(
-            f"{where}: obsm['spatial'] is in pixels, but micrometres per pixel are not known; set "
-            "uns['um_per_px'], or --config.predict.um_per_px."
-        )
-    try:
-        scale = float(np.asarray(given).item())
-    except (TypeError, ValueError):
-        scale = np.nan
-    if not (np.isfinite(scale) and scale > 0):
-        raise InputError(f"{where}: um_per_px must be a number above 0, found {given!r}.")
-    return scale
-
-
-def _features(adata: anndata.AnnData, key: str, where: str) -> np.ndarray | None:
-    if key in adata.obsm:
-        return _numbers(adata.obsm[key], f"obsm[{key!r}]", where).astype(np.float32)
-    if key != "features":
-        raise InputError(
-            f"{where}: expected the embedding in obsm[{key!r}], found obsm keys "
-            f"{_keys(adata.obsm)}; name the right one."
-        )
-    return None
-
-
-def _counts(
-    adata: anndata.AnnData, layer: str, where: str
-) -> tuple[sp.csr_matrix | None, np.ndarray | None]:
-    if layer in adata.layers:
-        matrix = adata.layers[layer]
-    elif layer != "counts":
-        raise InputError(
-            f"{where}: expected raw counts in layers[{layer!r}], found layers "
-            f"{_keys(adata.layers)}; name the right one."
-        )
-    else:
-        matrix = adata.X
-    if matrix is None or adata.n_vars == 0:
-        raise InputError(
-            f"{where}: raw counts are needed, but there are none; put them into layers['counts'] "
-            "or X."
-        )
-    names = gene_names(adata.var, where)
-    if not sp.issparse(matrix):
-        matrix = _numbers(matrix, "the counts", where)
-    return sum_duplicates(sp.csr_matrix(matrix, dtype=np.float32), names, where)
-
-
-def _numbers(values: object, what: str, where: str) -> np.ndarray:
-    """A 2-D array of numbers from what AnnData may hold (array, sparse matrix, DataFrame)."""
-    if isinstance(values, pd.DataFrame):
-        values = values.to_numpy()
-    array = values.toarray() if sp.issparse(values) else np.asarray(values)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise InputError(
-            f"{where}: expected {what} to be a matrix of numbers, found {array.dtype} of shape "
-            f"{array.shape}."
-        )
-    return array
-
-
-def _encoder(adata: anndata.AnnData) -> str | None:
-    encoder = adata.uns.get("encoder")
-    return None if encoder is None else str(encoder)
-
-
-def _sections(adata: anndata.AnnData) -> list[str]:
-    """Sections that `obs['section']` names, in order of their names."""
-    return sorted(adata.obs["section"].astype(str).unique()) if "section" in adata.obs else []
-
-
-def _constant(adata: anndata.AnnData, key: str, where: str) -> str | None:
-    """The value of a column that must be the same for all spots of a slide."""
-    if key not in adata.obs:
-        return None
-    values = adata.obs[key].astype(str).unique()
-    if len(values) != 1:
-        raise InputError(
-            f"{where}: expected one {key} for the whole slide, found {_keys(values)} in "
-            f"obs[{key!r}]; split the file."
-        )
-    return str(values[0])
-
-
-def _z_um(adata: anndata.AnnData, where: str) -> float | None:
-    given = _constant(adata, "z_um", where)
-    if given is None:
-        given = adata.uns.get("z_um")
-    if given is None:
-        return None
-    try:
-        z_um = float(np.asarray(given).item())
-    except (TypeError, ValueError):
-        z_um = np.nan
-    if not np.isfinite(z_um):
-        raise InputError(f"{where}: z_um must be a number of micrometres, found {given!r}.")
-    return z_um
-
-
-def _keys(values: object) -> str:
-    keys = [str(value) for value in values]
-    return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "") if keys else "none"
+_EXPRESSION = {
+    "required": elements.raw_counts,
+    "if measured": elements.counts_if_measured,
+    "ignored": lambda *_: (None, None),
+}
 
 
 def write(slide: Slide, path: str | Path) -> None:
     """Writes a slide as `read` takes it: raw counts in `X`, coordinates as they came in.
 
     Raises:
-      InputError: the disk is full.
+      InputError: the disk is full; or the slide has a place in its stack's frame, but no height.
     """
+    if slide.registered_um is not None and slide.z_um is None:
+        raise InputError(f"{slide.where}: has places in the frame of its stack, but no z_um.")
     adata = anndata.AnnData(
         X=slide.counts,
         obs=pd.DataFrame(index=pd.Index(slide.barcodes.astype(str))),
@@ -398,5 +385,8 @@ def write(slide: Slide, path: str | Path) -> None:
             adata.obs[key] = getattr(slide, key)
     if slide.z_um is not None:
         adata.uns["z_um"] = slide.z_um
+    if slide.registered_um is not None:
+        height = np.full(slide.num_spots, slide.z_um)
+        adata.obsm["spatial3d"] = np.column_stack([slide.registered_um, height])
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary)
