@@ -31,7 +31,7 @@ def learning_curve(
     history: Mapping[str, Sequence] | Sequence[Mapping],
     chosen: Mapping[int | str, int] | None = None,
     loss: str = "train_loss",
-    score: str = "val_pearson",
+    score: str = "validation",
 ) -> Figure:
     """Training loss above, validation score below, by epoch, a line per fold.
 
@@ -61,7 +61,7 @@ def learning_curve(
         if fold in chosen:
             _mark_epoch(axes[1], columns["epoch"], columns[score], chosen[fold], color)
     axes[0].set_ylabel("training loss")
-    axes[1].set_ylabel("validation Pearson" if score == "val_pearson" else score)
+    axes[1].set_ylabel(score)
     axes[1].set_xlabel("epoch")
     for ax in axes:
         _plain_axes(ax)
@@ -161,7 +161,7 @@ def spatial_maps(
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
     axes = figure.subplots(len(genes), len(panels), squeeze=False)
     for row, gene in zip(axes, genes, strict=True):
-        norm = _shared_limits([values[:, gene] for values in panels.values()])
+        norm = shared_limits([values[:, gene] for values in panels.values()])
         for ax, values in zip(row, panels.values(), strict=True):
             spots = draw_spots(ax, coords, values[:, gene], spacing, norm)
         figure.colorbar(spots, ax=row, fraction=0.05, pad=0.02, shrink=0.85).outline.set_visible(
@@ -194,7 +194,7 @@ def _row_label(gene: str, scores: np.ndarray | None, index: int) -> str:
     return f"{gene}\nPearson {scores[index]:.2f}"
 
 
-def _shared_limits(columns: Sequence[np.ndarray]) -> Normalize:
+def shared_limits(columns: Sequence[np.ndarray]) -> Normalize:
     pooled = np.concatenate(columns)
     low, high = np.percentile(pooled, [1, 99])
     if high <= low:  # a gene in very few spots
