@@ -112,12 +112,12 @@ def flow_arrays(genes: int) -> FlowArrays:
 
 def weights(task: STFlow, order: Row) -> dict:
     """Parameters that the seed decides."""
-    return _initialised(task, order["features"])
+    return _initialised(task, flow_arrays(order["genes"]), order["features"])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _initialised(task: STFlow, num_features: int) -> dict:
-    return task.init(jax.random.key(0), num_features)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _initialised(task: STFlow, arrays: FlowArrays, num_features: int) -> dict:
+    return task.init(jax.random.key(0), arrays, num_features)
 
 
 # Ours.
@@ -190,7 +190,7 @@ def step_on_devices(task: STFlow, prepared: PreparedSlide, order: Row) -> Callab
     mesh = make_mesh(order["devices"])
     optimizer = Optimizer(learning_rate=LEARNING_RATE)
     arrays = replicate(mesh, flow_arrays(order["genes"]))
-    state = replicate(mesh, create(task, optimizer, jax.random.key(0), order["features"]))
+    state = replicate(mesh, create(task, optimizer, jax.random.key(0), arrays, order["features"]))
 
     def take_step():
         nonlocal state

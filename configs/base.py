@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     data.um_per_px = config_dict.placeholder(float)
     data.tissue = ConfigDict()  # simulated: fields of stfm_jax.data.simulate.TissueParams
     data.seeds = (0,)  # simulated: one volume each
+    data.section_spacing_um = 16.0  # of stacks, where the files do not say z
     data.unseen = 0  # simulated: last sections kept out of everything
 
     encoder = config.encoder = ConfigDict()
@@ -58,6 +59,29 @@ def get_config() -> ConfigDict:
     model.edge_cache_gib = 0.0  # edge features are kept in so much; 0: 1 on CPUs, 4 on accelerators
     model.attention = "tiled"  # segments: the definition, one edge list, for comparison
     model.targets = 0  # most variable genes trained on; 0: the scored ones only
+
+    stack = config.stack = ConfigDict()  # holotea: sections of one patient, in one frame
+    stack.registration = "rigid"  # affine; none: coordinates are aligned already
+    stack.flips = True  # whether sections may lie upside down
+    stack.sections = 2  # looked at on either side
+    stack.candidates = 24  # planar nearest spots of each of them
+    stack.kept = 24  # of all candidates of a spot
+    stack.image = 0.3  # weight of likeness in their score; the place has the rest
+    stack.sigma_um = 150.0  # in the plane
+    stack.z_um = 400.0  # |dz| that costs as much as likeness or place can give
+    stack.temperature = 0.3  # of the weights
+    stack.expression = True  # of measured neighbours is seen; False: H&E only
+    stack.control = True  # the ControlNet
+    stack.base = "frozen"  # or trained on, under control
+    stack.epochs = 100  # under control, at most, after the base's train.epochs
+    stack.context_width = 64  # principal components of a retrieved spot that are seen
+    stack.global_attention = True  # linear, over the section
+    stack.prior = (
+        "mix"  # of neighbours' expression and a ZINB that knows the context; base: config.prior
+    )
+    stack.rho = 0.5  # share of neighbours' expression in it
+    stack.prior_decay_um = 50.0  # along z
+    stack.consistency = 0.0  # weight of the loss
 
     config.prior = "zinb_fit"  # zinb_scalar | gaussian | zero
 
@@ -91,4 +115,7 @@ def get_config() -> ConfigDict:
     predict.embeddings = ""  # or a file of them in HEST's layout, aligned by barcode
     predict.spatial_unit = ""
     predict.um_per_px = config_dict.placeholder(float)
+    predict.sections = ()  # of a stack, to generate whatever counts they hold
+    predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
+    predict.html = True  # of a stack, the view in 3D
     return config

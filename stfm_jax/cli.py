@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from stfm_jax import experiment
 from stfm_jax.errors import InputError
-from stfm_jax.eval import model_store, predict
+from stfm_jax.eval import model_store, predict, predict_stack
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import disk_full_message, is_disk_full, read_json, write_json
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
@@ -49,6 +49,8 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     opened = experiment.open_experiment(config, workdir)
     with claimed_workdir(opened):
         opened = experiment.embed_slides(opened)
+        if mode in ("train", "eval"):
+            opened = experiment.register_slides(opened)
         if mode == "train":
             experiment.train_folds(opened)
         elif mode == "eval":
@@ -61,6 +63,9 @@ def _predict(config: ConfigDict, workdir: Path) -> None:
     name = "final" if config.fold is None else f"fold_{config.fold}"
     directory = workdir / name / "model"
     model = model_store.load(directory, config)
+    if model.task.base is not None:
+        predict_stack.run(model, predict_stack.read_input(config, model), config, directory)
+        return
     slide = predict.read_input(config, experiment.builtin_encoder(config), model)
     predict.predict(model, slide, config, directory)
 

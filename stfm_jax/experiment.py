@@ -2,8 +2,7 @@
 
     W/config.json                 the resolved config
     W/embeddings/                 features of the built-in encoder
-    W/fold_<i>/select, refit      training stages (checkpoints, history.csv, done.json)
-    W/fold_<i>/model, final/model what prediction needs (eval.model_store)
+    W/fold_<i>/..., W/final/...   training stages and models (training.py)
     W/fold_<i>/fold.json, predictions.npz   scores and predictions of the fold's test slides
     W/metrics.json, per_gene.csv, history.csv, *.png   the report over the folds done so far
 
@@ -19,27 +18,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stfm_jax.data import datasets
+from stfm_jax.data import datasets, stack
 from stfm_jax.data.expression import most_variable_genes, require_genes
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded, require_images
 from stfm_jax.errors import InputError
-from stfm_jax.eval import evaluate, model_store, report_files, sampling
+from stfm_jax.eval import evaluate, model_store, plots, report_files, stack_plots
+from stfm_jax.eval.fold import predict
 from stfm_jax.models import build
-from stfm_jax.models.baselines import regression
-from stfm_jax.models.stflow import STFlow, TrainingSet
 from stfm_jax.ops import metrics
-from stfm_jax.regression.regressors import leave_out_groups
 from stfm_jax.runtime import distributed
-from stfm_jax.runtime.devices import make_mesh, replicate
-from stfm_jax.runtime.files import read_json, save_arrays, write_json
-from stfm_jax.train.loop import Schedule, Trained, train
-from stfm_jax.train.state import Optimizer
+from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.runtime.files import save_arrays, write_csv, write_json
+from stfm_jax.training import Training
 
 _LOG = logging.getLogger("stfm_jax")
 
@@ -55,7 +50,7 @@ class Experiment:
 
     @property
     def slides(self) -> list[Slide]:
-        return list(self.dataset.slides.values())
+        return self.dataset.all
 
     def fold_dir(self, fold: int) -> Path:
         return self.workdir / f"fold_{fold}"
@@ -77,6 +72,9 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
         raise InputError(
             f"config.fold must be from 0 to {len(dataset.folds) - 1}, found {config.fold}."
         )
+    if config.method in build.OF_STACKS:
+        dataset = dataset.with_slides(stack.spaced(dataset.all, config.data.section_spacing_um))
+        stack.stacks(dataset.all)
     experiment = Experiment(config, Path(workdir), dataset, mesh)
     _check_sizes(experiment.slides, config.model.neighbors)
     if encoder is None:
@@ -107,8 +105,34 @@ def embed_slides(experiment: Experiment) -> Experiment:
         slides = embedded(experiment.slides, encoder, _cache(experiment))
     _check_sizes(slides, experiment.config.model.neighbors)  # a cache may lack some spots
     _check_features(slides)
-    dataset = dataclasses.replace(experiment.dataset, slides={s.name: s for s in slides})
-    return dataclasses.replace(experiment, dataset=dataset)
+    return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
+
+
+def register_slides(experiment: Experiment) -> Experiment:
+    """The experiment with its stacks each in one frame, where the method is one for stacks.
+
+    How well sections fit is written to registration.csv, and drawn. Expression is not looked at.
+    """
+    config, slides, rows = experiment.config, [], []
+    if config.method not in build.OF_STACKS:
+        return experiment
+    for patient, sections in stack.stacks(experiment.slides).items():
+        placed, fit = stack.registered(sections, config.stack.registration, config.stack.flips)
+        slides += placed
+        rows += stack.report(fit, placed)
+        if distributed.is_main():
+            figure = stack_plots.registration_overlay(
+                [s.name for s in sections],
+                [s.coords_um for s in sections],
+                [s.registered_um for s in placed],
+                [f"{pair.residual_um:.0f} um, {pair.overlap:.0%}" for pair in fit.pairs],
+            )
+            name = f"registration_{patient}.png" if patient else "registration.png"
+            plots.save(figure, experiment.workdir / name)
+    if distributed.is_main():
+        write_csv(experiment.workdir / "registration.csv", rows)
+    distributed.barrier("registration")
+    return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
 
 
 def _cache(experiment: Experiment) -> Path:
@@ -129,7 +153,9 @@ def train_folds(experiment: Experiment) -> None:
     for fold in asked:
         _run_fold(experiment, fold)
     _train_final(experiment)
-    if config.data.unseen:
+    if config.method in build.OF_STACKS:
+        _write_sections(experiment)
+    elif config.data.unseen:
         _write_unseen(experiment)
     _report(experiment)
 
@@ -172,103 +198,32 @@ def _train_model(
     directory: Path,
     name: str,
     slides: list[Slide],
-    epochs: int | None = None,
+    epochs: Sequence[int] | None = None,
 ) -> None:
-    """Trains on `slides` and saves the model.
-
-    Args:
-      experiment: its config.
-      directory: of the stages and the model.
-      name: of the model in the history.
-      slides: all that the model may see.
-      epochs: of a fit to all slides; None as config.train says, which may hold one out to choose.
-    """
-    config = experiment.config
+    """Trains on `slides` and saves the model; for `epochs` see `training.Training.run`."""
     genes, targets = _choose_genes(experiment, slides)
-    task = build.build(config, len(targets))
-    select = epochs is None and config.train.select
-    if select:
-        training, trained = _select(experiment, directory / "select", task, slides, targets, name)
-        epochs = trained.best_epoch
-        _LOG.info("%s: epoch %d is best (validation %.3f)", name, epochs, trained.best_score)
-    elif epochs is None:
-        epochs = config.train.epochs
-    if config.train.refit or not select:
-        stage = f"{name} refit"
-        training = task.fit(slides, targets)
-        trained = _train_stage(experiment, directory / "refit", stage, task, training, epochs)
+    task = build.build(experiment.config, len(targets))
+    training = Training(experiment.config, experiment.mesh, directory, name)
+    fitted, trained, epochs = training.run(task, slides, targets, epochs)
     model = model_store.Model(
         task=task,
-        fitted=training.fitted,
+        fitted=fitted.fitted,
         params=trained.params,
         genes=tuple(genes),
         targets=tuple(targets),
-        residuals=training.residuals,
+        residuals=fitted.residuals,
         encoder=encoder_of(slides),
     )
     model_store.save(directory / "model", model, epochs)
     distributed.barrier("model")
 
 
-def _select(
-    experiment, directory, task: STFlow, slides, targets, name
-) -> tuple[TrainingSet, Trained]:
-    """Training with one slide held out to say which epoch is best."""
-    train_part, validation = _split_validation(slides, experiment.config.seed)
-    training = task.fit(train_part, targets)
-    prepared = task.prepare(validation, training.fitted, targets)
-    batch = sampling.batch_of(task, experiment.mesh, prepared)
-    flow = replicate(experiment.mesh, training.fitted.flow)
-    key = jax.random.key(experiment.config.seed)
-
-    def score(params) -> float:
-        mean = sampling.posterior_mean(task, experiment.mesh, params, flow, batch, key, 1)
-        values = metrics.pearson(mean, prepared.expr)
-        return metrics.mean_over_genes(values)[0]
-
-    epochs = experiment.config.train.epochs
-    stage = f"{name} select"
-    return training, _train_stage(experiment, directory, stage, task, training, epochs, score)
-
-
-def _train_stage(
-    experiment, directory, stage, task, training: TrainingSet, epochs, score=None
-) -> Trained:
-    config = experiment.config.train
-    optimizer = Optimizer(
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        warmup_steps=config.warmup_steps,
-        ema_decay=config.ema_decay,
-    )
-    schedule = Schedule(
-        epochs=epochs,
-        regions_per_slide=config.regions_per_slide,
-        whole_share=config.whole_share,
-        slides_per_step=config.slides_per_step,
-        accumulate=config.accumulate,
-        checkpoint_every=config.checkpoint_every,
-    )
-    return train(
-        directory,
-        stage,
-        task,
-        optimizer,
-        schedule,
-        training.slides,
-        training.fitted.flow,
-        experiment.config.seed,
-        score,
-        experiment.mesh,
-    )
-
-
 def _train_final(experiment: Experiment) -> None:
     """The model for prediction: all slides, for the median of the folds' epochs."""
     directory = experiment.workdir / "final"
     done = sorted(experiment.workdir.glob("fold_*/fold.json"))
-    epochs = int(np.median([read_json(path)["epochs"] for path in done]))
+    chosen = [model_store.epochs(path.parent / "model") for path in done]
+    epochs = tuple(int(np.median(of_part)) for of_part in zip(*chosen, strict=True))
     if distributed.of_main(model_store.exists(directory / "model")):
         if model_store.epochs(directory / "model") == epochs:
             return
@@ -289,6 +244,25 @@ def _write_unseen(experiment: Experiment) -> None:
         slides = embedded(slides, encoder, _cache(experiment))
     for i, slide in enumerate(slides):
         h5ad.write(slide, experiment.workdir / ("slide.h5ad" if i == 0 else f"slide_{i}.h5ad"))
+
+
+def _write_sections(experiment: Experiment) -> None:
+    """Every section as an input file for --mode=predict, a folder for each stack.
+
+    Those of simulated tissue that were kept out of everything are there too, without counts.
+    """
+    if not distributed.is_main():
+        return
+    config, slides = experiment.config, experiment.slides
+    if config.data.unseen:
+        unseen = datasets.unseen(config.data)
+        encoder = builtin_encoder(config)
+        if encoder is not None:
+            unseen = embedded(unseen, encoder, _cache(experiment))
+        slides = slides + [dataclasses.replace(s, counts=None, genes=None) for s in unseen]
+    for slide in slides:
+        folder = experiment.workdir / "sections" / (slide.patient or "stack")
+        h5ad.write(dataclasses.replace(slide, registered_um=None), folder / f"{slide.name}.h5ad")
 
 
 def encoder_of(slides: Sequence[Slide]) -> str:
@@ -312,34 +286,8 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
     model = model_store.load(directory / "model", config)
     for slide in (*train_slides, *test_slides):
         model_store.check_features(model, slide)
-    genes, g = list(model.genes), len(model.genes)
-    prepared = [model.task.prepare(slide, model.fitted, model.targets) for slide in test_slides]
-    test = evaluate.TestSet(
-        names.test, [s.coords_um for s in test_slides], [p.expr[:, :g] for p in prepared]
-    )
-    points, choices = regression.predictions(
-        train_slides,
-        test_slides,
-        genes,
-        config.data.normalization,
-        model.fitted.transform,
-        config.model.context,
-    )
-    points["anchor"] = [np.maximum(p.anchor, 0.0)[:, :g] for p in prepared]
-    sample = config.sample
-    predicted = [
-        model.predict(p, config.seed, sample.draws, sample.mean_draws, experiment.mesh)
-        for p in prepared
-    ]
-    points["stflow"] = [mean[:, :g] for mean, _ in predicted]
-    rng = np.random.default_rng(config.seed)
-    draws = {
-        "anchor_residual": [
-            anchor_residual(p.anchor, model.residuals, rng, config.sample.draws)[..., :g]
-            for p in prepared
-        ],
-        "stflow_draw": [d[..., :g] for _, d in predicted],
-    }
+    predicted = predict(model, names.test, train_slides, test_slides, config, experiment.mesh)
+    test, points, draws = predicted.test, predicted.points, predicted.draws
     scores = {name: evaluate.score_point(value, test) for name, value in points.items()}
     scores |= {name: evaluate.score_draws(d, test, config.seed) for name, d in draws.items()}
     constant = np.isnan(metrics.pearson(test.pooled, test.pooled))
@@ -348,7 +296,7 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
         {
             "expr": test.pooled,
             "coords_um": np.concatenate(test.coords_um),
-            "one_draw": np.concatenate([d[0] for d in draws["stflow_draw"]]),
+            "one_draw": np.concatenate([d[0] for d in list(draws.values())[-1]]),
             "points": {name: np.concatenate(value) for name, value in points.items()},
         },
     )
@@ -359,26 +307,15 @@ def _score_fold(experiment: Experiment, fold: int) -> None:
             "train": names.train,
             "test": names.test,
             "spots": [len(c) for c in test.coords_um],
-            "genes": genes,
-            "constant_genes": np.array(genes)[constant],
-            "epochs": model_store.epochs(directory / "model"),
-            "hyperparameters": {name: choice._asdict() for name, choice in choices.items()},
+            "genes": list(model.genes),
+            "constant_genes": np.array(model.genes)[constant],
+            "epochs": model_store.epochs(directory / "model")[-1],
+            "hyperparameters": predicted.hyperparameters,
             "scores": scores,
-            "per_gene": evaluate.gene_rows(fold, points, test, genes),
+            "per_gene": evaluate.gene_rows(fold, points, test, model.genes),
         },
     )
     distributed.barrier("fold")
-
-
-def anchor_residual(
-    anchor: np.ndarray, residuals: np.ndarray, rng: np.random.Generator, draws: int
-) -> np.ndarray:
-    """The plain way to draws with structure: anchor [n, g] + resampled residuals, [draws, n, g].
-
-    Residual vectors [m, g] are out of fold, so that they are as large as on unseen slides.
-    """
-    picked = rng.integers(len(residuals), size=(draws, len(anchor)))
-    return np.maximum(anchor + residuals[picked], 0.0)
 
 
 def _choose_genes(experiment: Experiment, slides: Sequence[Slide]) -> tuple[list[str], list[str]]:
@@ -390,16 +327,6 @@ def _choose_genes(experiment: Experiment, slides: Sequence[Slide]) -> tuple[list
     scored = set(genes)
     wanted = min(config.model.targets, len(set.intersection(*(set(s.genes) for s in slides))))
     return genes, [*genes, *(g for g in most_variable_genes(slides, wanted) if g not in scored)]
-
-
-def _split_validation(slides: list[Slide], seed: int) -> tuple[list[Slide], Slide]:
-    """One training slide for validation, or a fifth of the only one, a spatial block."""
-    if len(slides) > 1:
-        chosen = int(np.random.default_rng(seed).integers(len(slides)))
-        return [s for i, s in enumerate(slides) if i != chosen], slides[chosen]
-    slide = slides[0]
-    block = leave_out_groups([slide.num_spots], [slide.coords_um]) == 0
-    return [slide.subset(~block)], slide.subset(block)
 
 
 def _check_sizes(slides: Sequence[Slide], neighbors: int) -> None:

@@ -100,7 +100,7 @@ def test_tables_and_pictures(trained):
     history = rows(trained.workdir / "history.csv")
     select = [row for row in history if row["stage"] == "fold 1 select"]
     assert [int(row["epoch"]) for row in select] == [1, 2, 3]
-    assert all(float(row["train_loss"]) > 0 and row["val_pearson"] for row in select)
+    assert all(float(row["train_loss"]) > 0 and row["validation"] for row in select)
     assert {row["fold"] for row in history} == {"0", "1", "2", "final"}
     pictures = {path.name for path in trained.workdir.glob("*.png")}
     assert pictures == {"learning_curve.png"} | {f"maps_P1_S{i}.png" for i in (1, 2, 3)}

@@ -42,8 +42,11 @@ OVERRIDES = {
 }
 
 
-def slides(count: int = 4) -> list[Slide]:
-    """Serial sections of about 50 spots; their features are the true mixtures in other axes."""
+def slides(count: int = 4, registered: bool = False) -> list[Slide]:
+    """Serial sections of about 50 spots; their features are the true mixtures in other axes.
+
+    With `registered` they know their true places in the volume.
+    """
     tissue = volume(TissueParams(num_sections=count, spots=50, num_genes=30), seed=0)
     rng = np.random.default_rng(0)
     axes = rng.normal(size=(tissue.truth[0].mixtures.shape[1], WIDTH))
@@ -56,6 +59,7 @@ def slides(count: int = 4) -> list[Slide]:
             encoder=ENCODER,
             patches=None,
             source="",
+            registered_um=t.points_um[:, :2] if registered else None,
         )
         for slide, t in zip(tissue.slides, tissue.truth, strict=True)
     ]

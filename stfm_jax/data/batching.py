@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from stfm_jax.ops.context import Context
 from stfm_jax.ops.frames import EdgeGeometry, edge_geometry
 from stfm_jax.ops.neighbors import Graph, knn_graph, median_spacing
 from stfm_jax.ops.tiles import Tiles, hilbert_order, tile
@@ -31,6 +32,7 @@ class PreparedSlide:
     anchor: np.ndarray  # [n, g] float32, what the model stands on
     expr: np.ndarray | None  # [n, g] float32 target, None when predicting
     place: np.ndarray  # [n] int32, row in the slide's input; noise is keyed to it
+    context: Context | None = None  # what its spots see of other sections, [n, K]
 
 
 class Batch(NamedTuple):
@@ -46,6 +48,7 @@ class Batch(NamedTuple):
     place: jax.Array  # [N] int32, row in the slide's input
     spot_mask: jax.Array  # [N] bool
     tiles: Tiles  # neighbours and their geometry
+    context: Context | None = None  # [N, K], where the slides have it
 
 
 def spacing_units(coords_um: np.ndarray) -> np.ndarray:
@@ -74,7 +77,8 @@ def take(slide: PreparedSlide, index: np.ndarray) -> PreparedSlide:
         field: None if getattr(slide, field) is None else getattr(slide, field)[index]
         for field in ("coords", "features", "anchor", "expr", "place")
     }
-    return dataclasses.replace(slide, **rows)
+    context = jax.tree.map(lambda a: a[index], slide.context)
+    return dataclasses.replace(slide, **rows, context=context)
 
 
 def bucket_size(n: int) -> int:
@@ -127,6 +131,7 @@ def collate(
         place=spots([s.place for s in slides], dtype=np.int32),
         spot_mask=spots([np.ones(sum(sizes))], dtype=bool),
         tiles=tile(Graph(*(row[a] for a in graph)), geometry, n, size, devices=devices),
+        context=jax.tree.map(lambda *a: spots(a, a[0].dtype), *(s.context for s in slides)),
     )
 
 

@@ -41,6 +41,15 @@ class Dataset:
     genes: tuple[str, ...] | None  # a published panel, or None: chosen on each training set
     split: str  # how folds were made, one sentence for the report
 
+    @property
+    def all(self) -> list[Slide]:
+        return list(self.slides.values())
+
+    def with_slides(self, slides: Sequence[Slide]) -> Dataset:
+        """The data set with changed slides of the same names, in the order they had."""
+        changed = {slide.name: slide for slide in slides}
+        return dataclasses.replace(self, slides={name: changed[name] for name in self.slides})
+
     def __getitem__(self, names: Sequence[str]) -> list[Slide]:
         return [self.slides[name] for name in names]
 

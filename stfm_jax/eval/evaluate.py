@@ -25,6 +25,8 @@ class TestSet:
     names: tuple[str, ...]
     coords_um: list[np.ndarray]  # per slide [n_i, 2]
     expr: list[np.ndarray]  # per slide [n_i, g]
+    # Per slide [n_i, g], what was measured around its spots on neighbouring sections; of stacks
+    around: list[np.ndarray] | None = None
 
     @property
     def pooled(self) -> np.ndarray:
@@ -55,6 +57,9 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
             ]
         )
     )
+    if test.around is not None:
+        parts = zip(prediction, test.expr, test.around, strict=True)
+        scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))
     scores["crps"] = scores["mae"]
     return scores
 

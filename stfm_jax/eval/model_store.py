@@ -8,7 +8,7 @@ params/          network parameters (Orbax)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,8 @@ from stfm_jax.data.batching import PreparedSlide, spacing_units
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.eval import sampling, whole_slide
-from stfm_jax.flow.gaussian import GaussianPath
-from stfm_jax.flow.priors import Prior
 from stfm_jax.models.build import build
-from stfm_jax.models.stflow import Fitted, FlowArrays, STFlow
-from stfm_jax.regression.features import FeatureTransform
-from stfm_jax.regression.regressors import Kernel, Linear
+from stfm_jax.models.stflow import Fitted, STFlow
 from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.devices import fetch, make_mesh, replicate
 from stfm_jax.runtime.files import load_arrays, read_json, save_arrays, write_json
@@ -68,7 +64,7 @@ class Model:
           mesh: devices that share a slide done in one call; the first one, where none are given.
         """
         mesh = mesh or make_mesh(1)
-        if mesh.size == 1 and whole_slide.pays(len(prepared.coords)):
+        if self._in_chunks(mesh, len(prepared.coords)):
             rows = whole_slide.Rows.of(prepared)
             mean, sampled = self._predict_in_chunks(rows, seed, draws, mean_draws)
             return mean, np.stack(list(sampled))
@@ -86,7 +82,7 @@ class Model:
         Where it is done chunk by chunk neither all features nor all draws are held.
         """
         mesh = mesh or make_mesh(1)
-        if mesh.size > 1 or not whole_slide.pays(slide.num_spots):
+        if not self._in_chunks(mesh, slide.num_spots):
             prepared = self.task.prepare(slide, self.fitted)
             mean, sampled = self.predict(prepared, seed, draws, mean_draws, mesh)
             return mean, iter(sampled)
@@ -97,6 +93,16 @@ class Model:
             blocks=self.task.prepare_blocks(slide, self.fitted),
         )
         return self._predict_in_chunks(rows, seed, draws, mean_draws)
+
+    def _in_chunks(self, mesh: Mesh, num_spots: int) -> bool:
+        return mesh.size == 1 and self.task.in_chunks and whole_slide.pays(num_spots)
+
+    @property
+    def base(self) -> Model:
+        """The model that this one stands on."""
+        fitted = self.task.base_fitted(self.fitted)
+        params = self.fitted.flow.base_params
+        return dataclasses.replace(self, task=self.task.base, fitted=fitted, params=params)
 
     def _predict_in_chunks(self, rows: whole_slide.Rows, seed, draws, mean_draws):
         key, flow = jax.random.key(seed), jax.device_put(self.fitted.flow)
@@ -144,17 +150,18 @@ def exists(directory: Path) -> bool:
     return (directory / "model.json").exists()
 
 
-def epochs(directory: Path) -> int:
-    """Epochs it was trained for."""
-    return int(_meta(directory)["epochs"])
+def epochs(directory: Path) -> tuple[int, ...]:
+    """Epochs it was trained for, those of its base before it."""
+    meta = _meta(directory)
+    return (*meta.get("base_epochs", ()), int(meta["epochs"]))
 
 
-def save(directory: Path, model: Model, epochs: int) -> None:
-    """Writes a model and the number of epochs it was trained for."""
+def save(directory: Path, model: Model, epochs: Sequence[int]) -> None:
+    """Writes a model and the epochs it was trained for, those of its base before it."""
     save_arrays(directory / "fitted.npz", model.fitted._asdict())
     save_arrays(directory / "residuals.npz", {"residuals": model.residuals})
     checkpoint = Checkpoint(directory / "params")
-    checkpoint.replace(epochs, fetch(model.params))
+    checkpoint.replace(epochs[-1], fetch(model.params))
     checkpoint.close()
     write_json(
         directory / "model.json",
@@ -167,7 +174,8 @@ def save(directory: Path, model: Model, epochs: int) -> None:
             "targets": model.targets,
             "encoder": model.encoder,
             "features": len(model.fitted.transform.mean),
-            "epochs": epochs,
+            "epochs": epochs[-1],
+            "base_epochs": epochs[:-1],
         },
     )
 
@@ -181,9 +189,10 @@ def load(directory: Path, config: Any) -> Model:
     if not exists(directory):
         raise InputError(f"{directory}: holds no trained model; run --mode=train first.")
     meta = _meta(directory)
-    fitted = _fitted(load_arrays(directory / "fitted.npz"), directory)
     task = build(config, len(meta["targets"]))
-    template = jax.eval_shape(lambda: task.init(jax.random.key(0), task.input_width(fitted)))
+    fitted = _fitted(task, load_arrays(directory / "fitted.npz"), directory)
+    width = task.input_width(fitted)
+    template = jax.eval_shape(lambda: task.init(jax.random.key(0), fitted.flow, width))
     checkpoint = Checkpoint(directory / "params")
     params = checkpoint.restore(template)
     checkpoint.close()
@@ -209,19 +218,9 @@ def _meta(directory: Path) -> dict[str, Any]:
     return meta
 
 
-def _fitted(tree: dict, directory: Path) -> Fitted:
+def _fitted(task: STFlow, tree: dict, directory: Path) -> Any:
     try:
-        anchor, flow = tree["anchor"], tree["flow"]
-        return Fitted(
-            transform=FeatureTransform(**tree["transform"]),
-            anchor=Kernel(**anchor) if "landmarks" in anchor else Linear(**anchor),
-            flow=FlowArrays(
-                prior=Prior(**flow["prior"]),
-                path=GaussianPath(**flow["path"]),
-                gene_mean=flow["gene_mean"],
-                gene_std=flow["gene_std"],
-            ),
-        )
+        return task.restored(tree)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{directory / 'fitted.npz'}: was written by another version ({error}); train again."

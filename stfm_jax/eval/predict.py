@@ -44,27 +44,7 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
       InputError: no input, features of another encoder or width, or neither features nor image.
     """
     options = config.predict
-    if not options.input or not options.output:
-        raise InputError(
-            "--mode=predict needs --config.predict.input=IN.h5ad and "
-            "--config.predict.output=OUT.h5ad."
-        )
-    output = Path(options.output)
-    if output.suffix != ".h5ad" or output.resolve() == Path(options.input).resolve():
-        raise InputError(
-            f"--config.predict.output must name a new .h5ad file, found {options.output!r} (the "
-            f"input is {options.input!r})."
-        )
-    if options.image and options.embeddings:
-        raise InputError(
-            "features come from --config.predict.image or from --config.predict.embeddings, found "
-            "both; give one."
-        )
-    if options.draws < MIN_DRAWS:
-        raise InputError(
-            f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
-            f"{options.draws}."
-        )
+    check_options(options)
     slide = h5ad.read_to_predict(
         options.input,
         features_key="features" if options.embeddings else options.features_key,
@@ -73,7 +53,8 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
     )
     if options.embeddings:
         slide = embeddings.align(slide, embeddings.open_stored(options.embeddings))
-    budget.check(model, slide, options.draws, output.parent, embeds=bool(options.image))
+    folder = Path(options.output).parent
+    budget.check(model, slide, options.draws, folder, embeds=bool(options.image))
     if options.image:
         slide = _embed_image(slide, config, encoder)
     if slide.features is None:
@@ -96,6 +77,31 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
             f"{model.task.neighbors}, its number of neighbours."
         )
     return slide
+
+
+def check_options(options: Any) -> None:
+    """Raises InputError for a `predict` section of a config that cannot be done."""
+    if not options.input or not options.output:
+        raise InputError(
+            "--mode=predict needs --config.predict.input=IN.h5ad and "
+            "--config.predict.output=OUT.h5ad."
+        )
+    output = Path(options.output)
+    if output.suffix != ".h5ad" or output.resolve() == Path(options.input).resolve():
+        raise InputError(
+            f"--config.predict.output must name a new .h5ad file, found {options.output!r} (the "
+            f"input is {options.input!r})."
+        )
+    if options.image and options.embeddings:
+        raise InputError(
+            "features come from --config.predict.image or from --config.predict.embeddings, found "
+            "both; give one."
+        )
+    if options.draws < MIN_DRAWS:
+        raise InputError(
+            f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
+            f"{options.draws}."
+        )
 
 
 def _embed_image(slide: Slide, config: Any, encoder: Encoder | None) -> Slide:
@@ -164,17 +170,24 @@ def _annotations(model: Model, slide: Slide, config: Any, checkpoint: Path) -> a
     adata.uns["normalization"] = model.task.normalization
     adata.uns["spatial_unit"] = slide.spatial_unit
     adata.uns["encoder"] = model.encoder
-    adata.uns["stfm"] = {
-        "version": stfm_jax.__version__,
-        "method": model.task.name,
-        "checkpoint": str(checkpoint),
-        "config": config.to_json_best_effort(),
-        "draws": config.predict.draws,
-        "evaluations_per_draw": model.task.evaluations,
-        "X": "posterior mean: x_1_hat at t = 0",
-        "layers": "std, q10 and q90 over joint draws",
-    }
+    adata.uns |= provenance(model, config, checkpoint)
     return adata
+
+
+def provenance(model: Model, config: Any, checkpoint: Path) -> dict[str, Any]:
+    """What `uns` says of how a prediction was made."""
+    return {
+        "stfm": {
+            "version": stfm_jax.__version__,
+            "method": model.task.name,
+            "checkpoint": str(checkpoint),
+            "config": config.to_json_best_effort(),
+            "draws": config.predict.draws,
+            "evaluations_per_draw": model.task.evaluations,
+            "X": "posterior mean: x_1_hat at t = 0",
+            "layers": "std, q10 and q90 over joint draws",
+        }
+    }
 
 
 def _write_matrices(path: Path, mean: np.ndarray, store: DrawStore, draws: int) -> None:

@@ -17,8 +17,22 @@ from stfm_jax.ops.bootstrap import paired_bootstrap
 from stfm_jax.runtime.files import load_arrays, read_csv, read_json, write_csv, write_json
 
 _LOG = logging.getLogger("stfm_jax")
-SHOWN = ("pearson", "spearman", "mse", "gene_structure", "moran", "crps", "coverage80")
-COMPARED = ("anchor", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
+SHOWN = (
+    "pearson",
+    "spearman",
+    "mse",
+    "gene_structure",
+    "moran",
+    "consistency",
+    "crps",
+    "coverage80",
+)
+# Rows whose pearson is compared, as far as they are there: the first minus each of the others.
+COMPARED = {
+    "stflow": ("anchor", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge"),
+    "holotea_he": ("stflow", "kernel_ridge"),
+    "holotea": ("holotea_he", "stflow", "centred_sum", "neighbour_copy", "kernel_ridge"),
+}
 
 
 def write(workdir: Path, config: Any, dataset: Dataset) -> None:
@@ -56,7 +70,7 @@ def text(methods, comparisons, folds, dataset: Dataset) -> str:
     constant = sum(len(fold["constant_genes"]) for fold in folds)
     lines = [
         "",
-        report.text_table(methods, SHOWN),
+        report.text_table(methods, [m for m in SHOWN if any(m in row for row in methods.values())]),
         "",
         f"Mean +- spread over {len(folds)} of {len(dataset.folds)} folds; {dataset.split}.",
         "pearson: per gene over the fold's test spots, then the mean over genes"
@@ -64,38 +78,41 @@ def text(methods, comparisons, folds, dataset: Dataset) -> str:
     ]
     for name, row in comparisons.items():
         lines.append(
-            f"stflow - {name}: {row['difference']:+.4f} pearson, 95 % of spatial-block resamples "
+            f"{name}: {row['difference']:+.4f} pearson, 95 % of spatial-block resamples "
             f"in [{row['low']:+.4f}, {row['high']:+.4f}]"
         )
     return "\n".join(lines)
 
 
 def _comparisons(folds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, dict]:
-    """Paired spatial-block bootstrap of STFlow's mean against each regression."""
+    """Paired spatial-block bootstrap of the rows that COMPARED names."""
     if not folds:
         return {}
     blocks = [
         evaluate.blocks(np.split(arrays["coords_um"], np.cumsum(fold["spots"])[:-1]))
         for fold, arrays in zip(folds, predictions, strict=True)
     ]
+    there = set.intersection(*(set(arrays["points"]) for arrays in predictions))
     rows = {}
-    for name in COMPARED:
-        parts = [
-            (arrays["points"]["stflow"], arrays["points"][name], arrays["expr"], *labels)
-            for arrays, labels in zip(predictions, blocks, strict=True)
-        ]
-        rows[name] = paired_bootstrap(parts)._asdict()
+    for one, other in ((a, b) for a, others in COMPARED.items() for b in others):
+        if {one, other} <= there:
+            parts = [
+                (arrays["points"][one], arrays["points"][other], arrays["expr"], *labels)
+                for arrays, labels in zip(predictions, blocks, strict=True)
+            ]
+            rows[f"{one} - {other}"] = paired_bootstrap(parts)._asdict()
     return rows
 
 
 def _write_history(workdir: Path) -> None:
     rows = []
     for directory in (*sorted(workdir.glob("fold_*")), workdir / "final"):
-        for stage in ("select", "refit"):
+        for stage in ("base/select", "base/refit", "select", "refit"):
             fold = directory.name.removeprefix("fold_")
             rows += [{"fold": fold, **row} for row in read_csv(directory / stage / "history.csv")]
     write_csv(workdir / "history.csv", rows)
     selection = [row for row in rows if row["stage"].endswith("select")]
+    selection = [row for row in selection if not row["stage"].endswith("base select")]
     if selection:
         chosen = {
             path.parts[-3].removeprefix("fold_"): read_json(path)["best_epoch"]
@@ -108,15 +125,16 @@ def _write_history(workdir: Path) -> None:
 def _write_maps(workdir: Path, fold: dict, arrays: dict) -> None:
     """Best and worst genes of the fold's first test slide: measured | predicted | one draw."""
     size = fold["spots"][0]
-    scores = metrics.pearson(arrays["points"]["stflow"], arrays["expr"])
+    *_, name = (name for name in COMPARED if name in arrays["points"])
+    scores = metrics.pearson(arrays["points"][name], arrays["expr"])
     figure = plots.spatial_maps(
         arrays["coords_um"][:size],
         arrays["expr"][:size],
-        arrays["points"]["stflow"][:size],
+        arrays["points"][name][:size],
         fold["genes"],
         scores=scores,
         draw=arrays["one_draw"][:size],
-        title=f"{fold['test'][0]}: measured, STFlow's mean, one draw",
+        title=f"{fold['test'][0]}: measured, {name}'s mean, one draw",
     )
     plots.save(figure, workdir / f"maps_{fold['test'][0]}.png")
 

@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -41,10 +42,36 @@ def sample(
     return _shared(task, "sample", mesh, out, draws, (params, arrays, batch, key))
 
 
+def validation_loss(
+    task: Task, mesh: Mesh, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array, draws: int
+) -> float:
+    """Mean of `Task.validation_loss` over spots, genes and draws of time and prior."""
+    total, count = _validation_sums(task, mesh, draws, params, arrays, batch, key)
+    return float(total / count)
+
+
+@functools.partial(jax.jit, static_argnames=("task", "mesh", "draws"))
+def _validation_sums(task, mesh, draws, params, arrays, batch, key):
+    def on_device(params, arrays, batch, key):
+        sums = jax.lax.map(
+            lambda key: task.validation_loss(params, arrays, batch, key),
+            jax.random.split(key, draws),
+        )
+        return jax.lax.psum(jax.tree.map(jnp.sum, sums), AXIS)
+
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(WHOLE, WHOLE, SPLIT, WHOLE),
+        out_specs=WHOLE,
+        check_vma=False,
+    )(params, arrays, batch, key)
+
+
 def _shared(task, name, mesh, out, draws, arguments) -> np.ndarray:
     batch = arguments[2]
     values = _on_devices(task, name, mesh, out, draws, *arguments)
-    rows = batch._replace(features=None, anchor=None, expr=None, tiles=None)
+    rows = batch._replace(features=None, anchor=None, expr=None, tiles=None, context=None)
     return in_order(fetch(rows), fetch(values))
 
 

@@ -186,7 +186,7 @@ def posterior_mean(
     total = 0.0
     for one in draw_keys(key, draws):
         x_0 = _prior(task, arrays, slide, one)
-        total = total + task.first_estimate(network, arrays, x_0, slide.mean)
+        total = total + task.first_estimate(network, arrays.path, x_0, slide.mean)
     return np.asarray(task.supported(total / draws))[slide.row]
 
 
@@ -204,7 +204,7 @@ def sample(
 
     def draw(key: jax.Array) -> np.ndarray:
         x_0 = _prior(task, arrays, slide, key)
-        return np.asarray(task.draw(network, arrays, x_0, slide.mean, host_scan))[slide.row]
+        return np.asarray(task.draw(network, arrays.path, x_0, slide.mean, host_scan))[slide.row]
 
     return map(draw, draw_keys(key, draws))  # nothing of a draw is held during the next
 
@@ -281,7 +281,8 @@ def _workers() -> int:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_rows(task: STFlow, params, arrays, features, anchor):
     tokens = task.network.encode_features(params["flow"], features)
-    return tokens, task.mean(params, arrays, features, anchor)
+    said = None if task.image is None else task.image.apply(params["image"], features)
+    return tokens, task.mean(arrays, anchor, said)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 
 from stfm_jax.data.batching import TILE
+from stfm_jax.data.registration import KINDS
+from stfm_jax.data.retrieval import Reach
 from stfm_jax.errors import InputError
 from stfm_jax.flow.priors import PRIORS
+from stfm_jax.models import holotea
+from stfm_jax.models.holotea import HoloTea
 from stfm_jax.models.stflow import ANCHORS, STFlow
 from stfm_jax.nn.blocks import FRAMES
+from stfm_jax.nn.control import ControlNet
 from stfm_jax.nn.mlp import PRECISIONS
 from stfm_jax.nn.stflow_net import ATTENTIONS, EXPRESSIONS, ImageTower, STFlowNet
 from stfm_jax.regression.features import STANDARDIZATIONS
 
-METHODS = ("stflow",)
+METHODS = ("stflow", "holotea")
+OF_STACKS = ("holotea",)  # whose slides must be registered
 _CHOICES = {
     "method": METHODS,
     "prior": PRIORS,
@@ -27,6 +34,9 @@ _CHOICES = {
     "train.loss_weight": ("velocity", "data"),
     "data.standardize": STANDARDIZATIONS,
     "data.missing_genes": ("error", "drop"),
+    "stack.registration": KINDS,
+    "stack.prior": holotea.PRIORS,
+    "stack.base": holotea.BASES,
 }
 _AT_LEAST = {
     "data.num_genes": 1,
@@ -39,6 +49,13 @@ _AT_LEAST = {
     "sample.evaluations": 1,
     "sample.mean_draws": 1,
     "sample.draws": 2,  # the CRPS compares draws
+    "stack.sections": 1,
+    "stack.epochs": 1,
+    "stack.candidates": 1,
+    "stack.kept": 1,
+    "stack.context_width": 1,
+    "stack.consistency": 0,
+    "stack.rho": 0,
 }
 
 
@@ -70,7 +87,7 @@ def build(config: Any, num_genes: int) -> STFlow:
     image = ImageTower(
         num_genes, model.image_width, dropout=model.image_dropout, noise=model.image_noise
     )
-    return STFlow(
+    stflow = STFlow(
         network=network,
         image=image if has_tower else None,
         image_weight=model.image_weight,
@@ -86,6 +103,44 @@ def build(config: Any, num_genes: int) -> STFlow:
         edge_cache=int(model.edge_cache_gib * 2**30) or default_edge_cache(),
         loss_weight=config.train.loss_weight,
         evaluations=config.sample.evaluations,
+    )
+    return stflow if config.method == "stflow" else _holotea(config, stflow)
+
+
+def _holotea(config: Any, base: STFlow) -> HoloTea:
+    """The method for stacks whose base is this one."""
+    stack = config.stack
+    tower = base.image
+    control = ControlNet(
+        base=base.network,
+        width=stack.context_width,
+        noise=config.model.feature_noise,
+        dropout=config.model.feature_dropout,
+        global_attention=stack.global_attention,
+        tower=tower,
+        slides=config.train.slides_per_step,
+    )
+    reach = Reach(
+        sections=stack.sections,
+        candidates=stack.candidates,
+        kept=stack.kept,
+        image=stack.image,
+        sigma_um=stack.sigma_um,
+        z_um=stack.z_um,
+        temperature=stack.temperature,
+    )
+    settings = {field.name: getattr(base, field.name) for field in dataclasses.fields(STFlow)}
+    return HoloTea(
+        **settings,
+        control=control if stack.control else None,
+        reach=reach,
+        context_width=stack.context_width,
+        trained_base=stack.base == "trained",
+        see_expression=stack.expression,
+        context_mix=stack.prior == "mix",
+        rho=stack.rho,
+        prior_decay_um=stack.prior_decay_um,
+        consistency=stack.consistency,
     )
 
 

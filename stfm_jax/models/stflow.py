@@ -80,6 +80,9 @@ class STFlow:
     clip: bool = True  # predictions are never below 0, as log-expression is
 
     name = "stflow"
+    base = None  # a method that is trained before this one, which stands on it
+    selected_by = "pearson"  # of the mean on the validation slide; or "loss"
+    in_chunks = True  # whether a large slide can be predicted chunk by chunk (eval.whole_slide)
 
     @property
     def gaussian_skip(self) -> bool:
@@ -182,12 +185,25 @@ class STFlow:
 
     # Trained part, jitted.
 
+    def restored(self, tree: dict) -> Fitted:
+        """What was fitted, from the nested dict of arrays it was saved as.
+
+        Raises:
+          KeyError, TypeError: saved by another version.
+        """
+        anchor = tree["anchor"]
+        return Fitted(
+            transform=feature_ops.FeatureTransform(**tree["transform"]),
+            anchor=(regressors.Kernel if "landmarks" in anchor else regressors.Linear)(**anchor),
+            flow=flow_arrays(tree["flow"]),
+        )
+
     def input_width(self, fitted: Fitted) -> int:
         """Features of a spot that the network sees."""
         own, components = fitted.transform.components.shape
         return components * (1 + len(self.context)) if self.token_context else own
 
-    def init(self, key: jax.Array, num_features: int) -> dict:
+    def init(self, key: jax.Array, arrays: FlowArrays, num_features: int) -> dict:
         """Network parameters."""
         params = {"flow": self.network.init(key, num_features)}
         if self.image is not None:
@@ -205,49 +221,100 @@ class STFlow:
         all times count alike [ours]. The image tower's error, in standard deviations of the gene,
         is added; the two share no parameters.
         """
+        _, error = self._errors(params, arrays, batch, key)
+        return masked_sum(error, batch.spot_mask)
+
+    def validation_loss(
+        self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `loss`, without the network's noise."""
+        _, error = self._errors(params, arrays, batch, key, noisy=False)
+        return masked_sum(error, batch.spot_mask)
+
+    def _errors(
+        self, params, arrays, batch: Batch, key, noisy: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """x_1_hat at a random time, and the terms of the loss; each [N, g]."""
         key_t, key_0, key_noise = jax.random.split(key, 3)
         per_slide = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_t, batch.slide)
         t = jax.vmap(jax.random.uniform)(per_slide)[:, None]
-        x_t = interpolate(self._draw_prior(arrays, batch, key_0), batch.expr, t)
-        noise = priors.spot_keys(key_noise, batch.slide, batch.place)
-
-        def network(x):
-            return self.network.apply(
-                params["flow"], x, t[:, 0], batch.features, batch.tiles, noise
-            )
-
+        path, anchor = self.path(arrays, batch), self.anchor_of(arrays, batch)
+        x_t = interpolate(self.draw_prior(arrays, batch, key_0), batch.expr, t)
+        noise = priors.spot_keys(key_noise, batch.slide, batch.place) if noisy else None
+        network = self.evaluator(params, arrays, batch, noise)
         if self.gaussian_skip:
-            z = gaussian.whiten(arrays.path, x_t, batch.anchor, t)
-            y = self.gate(t) * network(z)
-            x_1_hat = gaussian.posterior(arrays.path, z, y, batch.anchor, t)
+            z = gaussian.whiten(path, x_t, anchor, t)
+            x_1_hat = gaussian.posterior(path, z, network(z, t), anchor, t)
         else:
-            x_1_hat = batch.anchor + network(x_t)
-        error = self._time_weight(arrays, t) * (x_1_hat - batch.expr) ** 2
+            x_1_hat = anchor + network(x_t, t)
+        error = self._time_weight(path, t) * (x_1_hat - batch.expr) ** 2
         if self.image is not None:
             target = (batch.expr - arrays.gene_mean) / arrays.gene_std
-            said = self.image.apply(params["image"], batch.features, noise)
-            error = error + (said - target) ** 2
-        mask = batch.spot_mask[:, None]
-        return jnp.sum(jnp.where(mask, error, 0.0)), jnp.sum(mask) * error.shape[1]
+            error = error + (self.image_says(params, arrays, batch, noise) - target) ** 2
+        return x_1_hat, error
 
-    def mean(
-        self, params: dict, arrays: FlowArrays, features: jax.Array, anchor: jax.Array
+    # What a draw is made of. Methods for stacks (models.holotea) add to each.
+
+    def path(self, arrays: FlowArrays, batch: Batch) -> gaussian.GaussianPath:
+        """Moments of prior and residual."""
+        return arrays.path
+
+    def anchor_of(self, arrays: FlowArrays, batch: Batch) -> jax.Array:
+        """The regression the model stands on, [N, g]."""
+        return batch.anchor
+
+    def draw_prior(self, arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
+        """x_0 [N, g]."""
+        return priors.sample(arrays.prior, priors.spot_keys(key, batch.slide, batch.place))
+
+    def image_says(
+        self, params: dict, arrays: FlowArrays, batch: Batch, noise: jax.Array | None = None
     ) -> jax.Array:
-        """What draws are centred on [N, g]: the anchor, averaged with the image tower if any."""
-        if self.image is None:
+        """The image tower's expression [N, g], in standard deviations about the genes' means."""
+        return self.image.apply(params["image"], batch.features, noise)
+
+    def evaluator(
+        self, params: dict, arrays: FlowArrays, batch: Batch, noise: jax.Array | None = None
+    ):
+        """(state [N, g], t, a scalar or [N, 1]) -> network output [N, g].
+
+        Without the noise of training, what depends on the slide alone is computed here, once:
+        tokens, and the edges' features where they fit.
+        """
+        network, params = self.network, params["flow"]
+        tokens = network.encode_features(params, batch.features, noise)
+        features = self.kept_edges(params, batch) if noise is None else None
+
+        def evaluate(x, t):
+            time = jnp.squeeze(t, axis=-1) if jnp.ndim(t) else t
+            return self.gate(t) * network.denoise(
+                params, x, time, tokens, batch.tiles, features, noise
+            )
+
+        return evaluate
+
+    def kept_edges(self, flow_params: dict, batch: Batch):
+        """The edges' features in every block, None where they take more than `edge_cache`."""
+        kept = self.network.edge_bytes(batch.tiles.senders.size) <= self.edge_cache
+        return self.network.encode_edges(flow_params, batch.tiles) if kept else None
+
+    def mean(self, arrays: FlowArrays, anchor: jax.Array, said: jax.Array | None) -> jax.Array:
+        """What draws are centred on [N, g]: the anchor, averaged with the image tower if any.
+
+        Args:
+          arrays: fitted.
+          anchor: [N, g].
+          said: of `image_says`, None without a tower.
+        """
+        if said is None:
             return jnp.asarray(anchor)
-        said = arrays.gene_mean + arrays.gene_std * self.image.apply(params["image"], features)
+        said = arrays.gene_mean + arrays.gene_std * said
         return (1.0 - self.image_weight) * anchor + self.image_weight * said
 
-    def evaluator(self, params: dict, batch: Batch):
-        """(state, t) -> network output, with the slide's features (and edges) encoded once."""
-        network, params = self.network, params["flow"]
-        kept = network.edge_bytes(batch.tiles.senders.size) <= self.edge_cache
-        features = network.encode_edges(params, batch.tiles) if kept else None
-        tokens = network.encode_features(params, batch.features)
-        return lambda x, t: (
-            self.gate(t) * network.denoise(params, x, t, tokens, batch.tiles, features)
-        )
+    def centre(self, params: dict, arrays: FlowArrays, batch: Batch) -> jax.Array:
+        """`mean` of a batch."""
+        said = None if self.image is None else self.image_says(params, arrays, batch)
+        return self.mean(arrays, self.anchor_of(arrays, batch), said)
 
     @functools.partial(jax.jit, static_argnames=("self", "draws"))
     def posterior_mean(
@@ -257,13 +324,13 @@ class STFlow:
 
         With an image tower the gate is closed at t = 0, and x_1_hat is `mean` whatever the draw.
         """
-        mean = self.mean(params, arrays, batch.features, batch.anchor)
+        mean = self.centre(params, arrays, batch)
         if self.mean_is_closed:
             return self.supported(mean)
-        network = self.evaluator(params, batch)
+        network, path = self.evaluator(params, arrays, batch), self.path(arrays, batch)
 
         def one(key):
-            return self.first_estimate(network, arrays, self._draw_prior(arrays, batch, key), mean)
+            return self.first_estimate(network, path, self.draw_prior(arrays, batch, key), mean)
 
         return self.supported(jnp.mean(jax.lax.map(one, draw_keys(key, draws)), axis=0))
 
@@ -272,47 +339,44 @@ class STFlow:
         """With an image tower the gate is shut at t = 0: `mean` is the posterior mean."""
         return self.image is not None
 
-    def first_estimate(self, network, arrays: FlowArrays, x_0, mean) -> jax.Array:
+    def first_estimate(self, network, path: gaussian.GaussianPath, x_0, mean) -> jax.Array:
         """x_1_hat [N, g] at t = 0 of a prior draw; arguments as in `draw`."""
         start = jnp.float32(0.0)
         if not self.gaussian_skip:
             return mean + network(x_0, start)
-        z = gaussian.whiten(arrays.path, x_0, mean, start)
-        return gaussian.posterior(arrays.path, z, network(z, start), mean, start)
+        z = gaussian.whiten(path, x_0, mean, start)
+        return gaussian.posterior(path, z, network(z, start), mean, start)
 
     @functools.partial(jax.jit, static_argnames=("self", "draws"))
     def sample(
         self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array, draws: int
     ) -> jax.Array:
         """Joint draws of x_1 given the features, [draws, N, g]."""
-        network = self.evaluator(params, batch)
-        mean = self.mean(params, arrays, batch.features, batch.anchor)
+        network, path = self.evaluator(params, arrays, batch), self.path(arrays, batch)
+        mean = self.centre(params, arrays, batch)
 
         def one(key):
-            return self.draw(network, arrays, self._draw_prior(arrays, batch, key), mean)
+            return self.draw(network, path, self.draw_prior(arrays, batch, key), mean)
 
         return jax.lax.map(one, draw_keys(key, draws))
 
-    def draw(self, network, arrays: FlowArrays, x_0, mean, scan=jax.lax.scan) -> jax.Array:
+    def draw(self, network, path: gaussian.GaussianPath, x_0, mean, scan=jax.lax.scan) -> jax.Array:
         """x_1 [N, g] from a prior draw x_0 [N, g].
 
         Args:
           network: (state [N, g], t) -> output [N, g].
-          arrays: fitted.
+          path: moments.
           x_0: prior draw.
           mean: [N, g] what draws are centred on.
           scan: see flow.solvers.
         """
         if self.gaussian_skip:
             times = angular_times(self.evaluations)
-            x = gaussian.exponential_euler(network, arrays.path, x_0, mean, times, scan)
+            x = gaussian.exponential_euler(network, path, x_0, mean, times, scan)
         else:
             times = uniform_times(self.evaluations)
             x = euler(lambda x, t: mean + network(x, t), x_0, times, scan)
         return self.supported(x)
-
-    def _draw_prior(self, arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
-        return priors.sample(arrays.prior, priors.spot_keys(key, batch.slide, batch.place))
 
     def gate(self, t: jax.Array) -> jax.Array | float:
         """0 at t = 0, where the state knows nothing and the mean is the image's alone, to 1."""
@@ -320,16 +384,28 @@ class STFlow:
             return 1.0
         return t / jnp.sqrt((1.0 - t) ** 2 + t**2)
 
-    def _time_weight(self, arrays: FlowArrays, t: jax.Array) -> jax.Array | float:
+    def _time_weight(self, path: gaussian.GaussianPath, t: jax.Array) -> jax.Array | float:
         if self.loss_weight == "data" or not self.gaussian_skip:
             return 1.0
-        now = gaussian.posterior_variance(arrays.path, t)
-        start = gaussian.posterior_variance(arrays.path, jnp.zeros((1, 1)))
+        now = gaussian.posterior_variance(path, t)
+        start = gaussian.posterior_variance(path, jnp.zeros((1, 1)))
         return 1.0 / (now / start + 1e-3)  # bounded as t -> 1
 
     def supported(self, x: jax.Array) -> jax.Array:
         """Predictions within the range of log-expression."""
         return jnp.maximum(x, 0.0) if self.clip else x
+
+
+def flow_arrays(tree: dict) -> FlowArrays:
+    """From the nested dict of arrays they were saved as."""
+    prior, path = priors.Prior(**tree["prior"]), gaussian.GaussianPath(**tree["path"])
+    return FlowArrays(prior, path, tree["gene_mean"], tree["gene_std"])
+
+
+def masked_sum(error: jax.Array, spot_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum of error [N, g] over unmasked spots [N], and the number of terms."""
+    mask = spot_mask[:, None]
+    return jnp.sum(jnp.where(mask, error, 0.0)), jnp.sum(mask) * error.shape[1]
 
 
 def draw_keys(key: jax.Array, draws: int) -> jax.Array:

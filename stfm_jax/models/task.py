@@ -47,14 +47,20 @@ class Task(Protocol):
         """Features of a spot that the network sees."""
         ...
 
-    def init(self, key: jax.Array, num_features: int) -> PyTree:
-        """Network parameters."""
+    def init(self, key: jax.Array, arrays: PyTree, num_features: int) -> PyTree:
+        """Network parameters, for these fitted arrays."""
         ...
 
     def loss(
         self, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """(sum of the loss, number of terms), so that means can be taken over devices."""
+        ...
+
+    def validation_loss(
+        self, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `loss`, of the network as it predicts."""
         ...
 
     def posterior_mean(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -182,6 +183,7 @@ class STFlowNet:
         tiles: Tiles,
         features: list[EdgeFeatures] | None = None,
         keys: jax.Array | None = None,
+        additions: Sequence[jax.Array] | None = None,
     ) -> jax.Array:
         """One evaluation: state x [n, g] at t ([] or [n]) -> mean of the blocks' heads [n, g].
 
@@ -193,19 +195,23 @@ class STFlowNet:
           tiles: of the slide.
           features: of `encode_edges`; computed here where they are not given.
           keys: [n] noise of training, none without.
+          additions: [n, d] to what enters each block, where another network controls this one.
         """
         h = self.embed(params, x, t, tokens)
         y, total = x, 0.0
         for i, layer in enumerate(self.layers(params)):
-            block = functools.partial(self.block, layer)
+            if additions is not None:
+                h = h + additions[i]
             features_i = tiles.geometry if features is None else features[i]
-            keys_i = None if keys is None else fold(keys, BLOCKS + i)
-            if self.attention == "segments":
-                h, head = over_edge_list(block, h, y, features_i, tiles, keys_i)
-            else:
-                h, head = over_tiles(block, h, y, features_i, tiles, keys_i)
+            h, head = self.whole_block(layer, i, h, y, features_i, tiles, keys)
             total, y = total + head, self.next_state(x, head)
         return total / self.num_blocks
+
+    def whole_block(self, layer: Layer, index: int, h, y, features, tiles: Tiles, keys):
+        """`block` for all rows of a slide; keys [n] or None are those of the network."""
+        keys = None if keys is None else fold(keys, BLOCKS + index)
+        over = over_edge_list if self.attention == "segments" else over_tiles
+        return over(functools.partial(self.block, layer), h, y, features, tiles, keys)
 
     def apply(
         self,

@@ -154,7 +154,35 @@ def moran_agreement(
     if keep.sum() < 2:
         return float("nan")
     a = np.nan_to_num(morans_i(pred[:, keep], senders, receivers), nan=0.0)
-    b = morans_i(true[:, keep], senders, receivers)
+    return _concordance(a, morans_i(true[:, keep], senders, receivers))
+
+
+def consistency(pred: np.ndarray, true: np.ndarray, around: np.ndarray) -> float:
+    """Agreement of a section's likeness to its neighbours: concordance over the genes [ours].
+
+    Per gene, the correlation of the section's values with what was measured around the same places
+    on neighbouring sections; the predicted section's against the measured one's, compared as
+    `moran_agreement` compares Moran's I. A draw that ignores its neighbours is too little like
+    them, a smooth prediction too much.
+
+    Args:
+      pred: [n, g] prediction for one slide; a single draw, where structure is the question.
+      true: [n, g].
+      around: [n, g] weighted mean of what was measured at corresponding spots.
+
+    Returns:
+      Concordance in [-1, 1]; NaN with fewer than two genes left.
+    """
+    pred, true = checked(pred, true)
+    keep = ~constant(true) & ~constant(around)
+    if keep.sum() < 2:
+        return float("nan")
+    a = np.nan_to_num(pearson(pred[:, keep], around[:, keep]), nan=0.0)
+    return _concordance(a, pearson(true[:, keep], around[:, keep]))
+
+
+def _concordance(a: np.ndarray, b: np.ndarray) -> float:
+    """Lin's, of a against b."""
     scale = a.var() + b.var() + (a.mean() - b.mean()) ** 2
     if scale == 0:
         return 1.0

@@ -139,7 +139,10 @@ def plain(value: Any) -> Any:
 
 
 def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any]) -> None:
-    """Writes a nested dict (or NamedTuples) of arrays as .npz; keys are joined by '/'."""
+    """Writes a nested dict (or NamedTuples) of arrays as .npz; keys are joined by '/'.
+
+    What is None is left out.
+    """
     with atomic_path(path) as temporary:
         np.savez(temporary, **dict(_flatten(tree)))
 
@@ -170,5 +173,5 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, n
         value = value._asdict() if hasattr(value, "_asdict") else value
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}/")
-        else:
+        elif value is not None:
             yield f"{prefix}{key}", np.asarray(value)

@@ -88,7 +88,8 @@ def train(
     latest, best = Checkpoint(directory / "latest"), Checkpoint(directory / "best")
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     mesh = mesh or make_mesh(1)
-    state = replicate(mesh, create(task, optimizer, key_init, slides[0].features.shape[1]))
+    width = slides[0].features.shape[1]
+    state = replicate(mesh, create(task, optimizer, key_init, arrays, width))
     steps_per_epoch = -(-len(slides) * schedule.regions_per_slide // schedule.slides_per_step)
     if latest.step is not None and latest.step > schedule.epochs * steps_per_epoch:
         latest.clear()  # of a longer schedule, which was stopped: a refit for fewer epochs now
@@ -140,7 +141,7 @@ def train(
                     "epoch": epoch + 1,
                     "step": int(state.step),
                     "train_loss": f"{loss:.6g}",
-                    "val_pearson": "" if score is None else f"{value:.6f}",
+                    "validation": "" if score is None else f"{value:.6f}",
                     "seconds": f"{time.perf_counter() - started:.3f}",
                 }
             )
@@ -166,7 +167,7 @@ def train(
 
 def _best(rows: Sequence[dict]) -> tuple[int, float]:
     """Epoch and score of the best validation; the first of equals."""
-    scores = np.array([float(row["val_pearson"]) for row in rows])
+    scores = np.array([float(row["validation"]) for row in rows])
     index = int(np.argmax(scores))
     return int(rows[index]["epoch"]), float(scores[index])
 

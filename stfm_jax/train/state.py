@@ -58,9 +58,11 @@ class Optimizer:
 
 
 @functools.partial(jax.jit, static_argnames=("task", "optimizer", "num_features"))
-def create(task: Task, optimizer: Optimizer, key: jax.Array, num_features: int) -> TrainState:
-    """Fresh state for spots with this many features."""
-    params = task.init(key, num_features)
+def create(
+    task: Task, optimizer: Optimizer, key: jax.Array, arrays: PyTree, num_features: int
+) -> TrainState:
+    """Fresh state for spots with this many features; `arrays` are the task's fitted ones."""
+    params = task.init(key, arrays, num_features)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -35,11 +35,11 @@ def maps_of(figure):
 @pytest.mark.parametrize("columns", [False, True])
 def test_learning_curve_draws_every_fold_and_marks_the_chosen_epoch(columns):
     history = [
-        {"fold": fold, "epoch": e, "train_loss": 1.0 / (e + 1), "val_pearson": 0.1 * e + fold}
+        {"fold": fold, "epoch": e, "train_loss": 1.0 / (e + 1), "validation": 0.1 * e + fold}
         for fold in (0, 1)
         for e in range(4)
     ]
-    history[2]["val_pearson"] = ""  # not measured at this epoch
+    history[2]["validation"] = ""  # not measured at this epoch
     if columns:
         history = {name: [row[name] for row in history] for name in history[0]}
     figure = plots.learning_curve(history, chosen={0: 3, 1: 1})
@@ -104,9 +104,9 @@ def test_maps_without_measurement_show_the_most_variable_genes():
 def test_colour_limits_of_rare_and_constant_genes_are_not_empty():
     rare = np.zeros(500)
     rare[3] = 2.0
-    norm = plots._shared_limits([rare, np.zeros(500)])
+    norm = plots.shared_limits([rare, np.zeros(500)])
     assert (norm.vmin, norm.vmax) == (0.0, 2.0)
-    norm = plots._shared_limits([np.ones(5)])
+    norm = plots.shared_limits([np.ones(5)])
     assert norm.vmax > norm.vmin
 
 

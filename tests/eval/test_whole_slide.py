@@ -37,7 +37,7 @@ def method(**overrides):
     prior = priors.zinb_prior(np.full(G, 3.0), np.ones(G), -np.ones(G))
     path = gaussian.gaussian_path(prior.mean, prior.covariance, np.eye(G))
     arrays = FlowArrays(prior, path, np.zeros(G, np.float32), np.ones(G, np.float32))
-    return task, jax.jit(task.init, static_argnums=1)(jax.random.key(0), F), arrays
+    return task, jax.jit(task.init, static_argnums=2)(jax.random.key(0), arrays, F), arrays
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])

@@ -138,7 +138,9 @@ def perturbed(params, scale=0.3, seed=0):
 @functools.cache
 def model_of(task):
     fitted = task.fit(training_slides(), GENES).fitted
-    params = jax.jit(task.init, static_argnums=1)(jax.random.key(0), task.input_width(fitted))
+    params = jax.jit(task.init, static_argnums=2)(
+        jax.random.key(0), fitted.flow, task.input_width(fitted)
+    )
     return Model(task, fitted, perturbed(params))
 
 
@@ -362,9 +364,9 @@ def test_one_trace_serves_all_folds_of_a_bucket():
     traces = []
 
     class Counted(STFlow):
-        def evaluator(self, params, batch):
-            traces.append(len(batch.spot_mask))
-            return super().evaluator(params, batch)
+        def evaluator(self, params, arrays, batch, noise=None):
+            traces.append((len(batch.spot_mask), "sample" if noise is None else "loss"))
+            return super().evaluator(params, arrays, batch, noise)
 
     task = Counted(**{f.name: getattr(TASKS["ridge"], f.name) for f in dataclasses.fields(STFlow)})
     step = jax.jit(chex.assert_max_traces(task.loss, n=1))  # raises at a second trace
@@ -378,4 +380,4 @@ def test_one_trace_serves_all_folds_of_a_bucket():
         jax.eval_shape(step, params, fitted.flow, batch, jax.random.key(fold))
         draws = task.sample(params, fitted.flow, batch, jax.random.key(fold), draws=2)
         assert np.isfinite(draws).all()
-    assert traces == [128]
+    assert traces == [(128, "loss"), (128, "sample")]

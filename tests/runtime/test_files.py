@@ -30,8 +30,8 @@ def test_json_is_strict_and_reads_back(tmp_path):
 
 
 def test_csv_of_uneven_rows_and_of_none(tmp_path):
-    files.write_csv(tmp_path / "a.csv", [{"epoch": 0}, {"epoch": 1, "val_pearson": 0.5}])
-    assert (tmp_path / "a.csv").read_text() == "epoch,val_pearson\n0,\n1,0.5\n"
+    files.write_csv(tmp_path / "a.csv", [{"epoch": 0}, {"epoch": 1, "validation": 0.5}])
+    assert (tmp_path / "a.csv").read_text() == "epoch,validation\n0,\n1,0.5\n"
     files.write_csv(tmp_path / "b.csv", [])
     assert (tmp_path / "b.csv").read_text() == ""
 

@@ -98,7 +98,7 @@ def test_a_checkpoint_goes_on_with_other_devices(tmp_path, task, training, alone
 def perturbed(task, training):
     """Parameters of which none is zero."""
     rng, width = np.random.default_rng(0), task.input_width(training.fitted)
-    params = create(task, OPTIMIZER, jax.random.key(0), width).params
+    params = create(task, OPTIMIZER, jax.random.key(0), training.fitted.flow, width).params
     return jax.tree.map(
         lambda a: np.asarray(a + 0.1 * rng.normal(size=a.shape), np.float32), params
     )

@@ -110,7 +110,7 @@ def test_history_and_selection(whole):
     scores = [jagged({"w": w}) for w in seen]
     assert result.best_epoch == 1 + int(np.argmax(scores)) != 5, "choose a more jagged score"
     np.testing.assert_array_equal(result.params["w"], seen[result.best_epoch - 1])
-    assert [float(row["val_pearson"]) for row in rows] == pytest.approx(scores, abs=1e-6)
+    assert [float(row["validation"]) for row in rows] == pytest.approx(scores, abs=1e-6)
     losses = [float(row["train_loss"]) for row in rows]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -118,7 +118,7 @@ def test_history_and_selection(whole):
 def test_without_validation_the_last_epoch_counts(tmp_path):
     result = fit(tmp_path, score=None)
     assert result.best_epoch == 5 and math.isnan(result.best_score)
-    assert {row["val_pearson"] for row in history(tmp_path)} == {""}
+    assert {row["validation"] for row in history(tmp_path)} == {""}
     assert not [p for p in (tmp_path / "best").iterdir() if p.is_dir()]
 
 

@@ -38,12 +38,12 @@ def width(task, training):
 
 
 @pytest.fixture(scope="module")
-def state(task, width):
-    return create(task, OPTIMIZER, KEY, width)
+def state(task, training, width):
+    return create(task, OPTIMIZER, KEY, training.fitted.flow, width)
 
 
-def test_parameters_are_those_of_an_initialisation(task, state, width):
-    expected = jax.jit(task.init, static_argnums=1)(KEY, width)
+def test_parameters_are_those_of_an_initialisation(task, training, state, width):
+    expected = jax.jit(task.init, static_argnums=2)(KEY, training.fitted.flow, width)
     chex.assert_trees_all_equal(state.params, expected)
     chex.assert_trees_all_equal(state.ema_params, expected)
     assert int(state.step) == 0 and int(state.first_bad_step) == -1
@@ -68,8 +68,8 @@ def test_no_buffer_is_shared_since_the_state_is_donated(state):
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
-def test_another_fold_is_not_traced_again(task, width, state):
+def test_another_fold_is_not_traced_again(task, training, width, state):
     with mock.patch.object(STFlow, "init", side_effect=AssertionError("traced again")):
-        other = create(task, OPTIMIZER, jax.random.key(4), width)
+        other = create(task, OPTIMIZER, jax.random.key(4), training.fitted.flow, width)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(other.params, state.params)
