@@ -113,24 +113,26 @@ def register_slides(experiment: Experiment) -> Experiment:
 
     How well sections fit is written to registration.csv, and drawn. Expression is not looked at.
     """
-    config, slides, rows = experiment.config, [], []
+    config = experiment.config
     if config.method not in build.OF_STACKS:
         return experiment
-    for patient, sections in stack.stacks(experiment.slides).items():
-        placed, fit = stack.registered(sections, config.stack.registration, config.stack.flips)
-        slides += placed
-        rows += stack.report(fit, placed)
-        if distributed.is_main():
+    stacks = stack.stacks(experiment.slides)
+    kind, flips = config.stack.registration, config.stack.flips
+    # Of all patients before anything is written: one may be refused.
+    found = {p: stack.registered(sections, kind, flips) for p, sections in stacks.items()}
+    rows = [row for placed, fit in found.values() for row in stack.report(fit, placed)]
+    if distributed.is_main():
+        for patient, (placed, fit) in found.items():
             figure = stack_plots.registration_overlay(
-                [s.name for s in sections],
-                [s.coords_um for s in sections],
+                [s.name for s in placed],
+                [s.coords_um for s in placed],
                 [s.registered_um for s in placed],
                 [f"{pair.residual_um:.0f} um, {pair.overlap:.0%}" for pair in fit.pairs],
             )
             name = f"registration_{patient}.png" if patient else "registration.png"
             plots.save(figure, experiment.workdir / name)
-    if distributed.is_main():
         write_csv(experiment.workdir / "registration.csv", rows)
+    slides = [slide for placed, _ in found.values() for slide in placed]
     distributed.barrier("registration")
     return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
 

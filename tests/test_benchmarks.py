@@ -159,6 +159,14 @@ def test_breakdown(rows_of):
     assert all(row["of_matmul"] > 0 for row in rows if row["impl"] == "block")
 
 
+@pytest.mark.slow
+def test_volume(load, rows_of):
+    (row,) = rows_of("volume", "--sections=4", "--spots=100", "--epochs=1")
+    assert row["n"] == 400 and row["error_um"] < 100
+    assert all(row[f"{stage}_s"] > 0 for stage in ("registration", "fit", "epoch"))
+    assert -1 <= row["consistency"] <= 1 and -1 <= row["holotea"] <= 1
+
+
 def test_matrix_products_are_counted(load):
     def function(x):
         def body(carry, _):

@@ -38,6 +38,7 @@ class StackInput:
 
     sections: list[Slide]  # those to generate without counts
     counts: dict[str, Slide]  # sections to generate that hold counts all the same, by name
+    why: tuple[int, int] | None = None  # section and spot of which it is asked
 
 
 def read_input(config: Any, model: Model) -> StackInput:
@@ -45,7 +46,8 @@ def read_input(config: Any, model: Model) -> StackInput:
 
     Raises:
       InputError: no stack, nothing to generate in it, features of another encoder or width, no
-        place along z or in the common frame, or a measured section that lacks the model's genes.
+        place along z or in the common frame, a measured section that lacks the model's genes, or
+        `predict.why` asks of no spot there is.
     """
     options = config.predict
     predict.check_options(options)
@@ -60,20 +62,26 @@ def read_input(config: Any, model: Model) -> StackInput:
         "um_per_px": options.um_per_px,
     }
     path = Path(options.input)
+    if path.resolve() == Path(options.output).resolve().parent:
+        raise InputError(
+            f"--config.predict.output: {options.output!r} lies in the folder of the sections, "
+            "where it would be taken for one of them; choose another folder."
+        )
     read = h5ad.read_folder_to_predict if path.is_dir() else h5ad.read_stack_to_predict
     slides, counts = _to_generate(read(path, **keywords), options.sections, str(path))
-    slides = stack.spaced(slides, config.data.section_spacing_um)
-    groups = stack.stacks(slides)
-    if len(groups) > 1:
+    patients = list(dict.fromkeys(slide.patient for slide in slides))
+    if len(patients) > 1:
         raise InputError(
-            f"{path}: expected the sections of one stack, found those of {len(groups)} patients "
-            f"({', '.join(map(repr, list(groups)[:3]))}); give one patient's at a time."
+            f"{path}: expected the sections of one stack, found those of {len(patients)} patients "
+            f"({', '.join(map(repr, patients[:3]))}); give one patient's at a time."
         )
-    (sections,) = groups.values()
+    slides = stack.spaced(slides, config.data.section_spacing_um)
+    (sections,) = stack.stacks(slides).values()
     for slide in sections:
         _check(model, slide)
+    asked = _asked_why(options.why, sections)
     placed, _ = stack.registered(sections, config.stack.registration, config.stack.flips)
-    return StackInput(placed, counts)
+    return StackInput(placed, counts, asked)
 
 
 def _to_generate(
@@ -136,7 +144,6 @@ def run(model: Model, given: StackInput, config: Any, checkpoint: Path) -> None:
     OUT_why.csv and OUT_why.png. What generated sections hold of counts is compared, never seen.
     """
     output, mesh = Path(config.predict.output), make_mesh(config.devices)
-    asked = _asked_why(config.predict.why, given.sections)
     results = []
     for index, slide in enumerate(given.sections):
         if slide.counts is not None:
@@ -158,8 +165,8 @@ def run(model: Model, given: StackInput, config: Any, checkpoint: Path) -> None:
         output,
     )
     _draw(output, results, model.genes, config.predict.html)
-    if asked is not None:
-        _explain(model, given.sections, *asked, output)
+    if given.why is not None:
+        _explain(model, given.sections, *given.why, output)
 
 
 def _measured(model: Model, slide: Slide) -> volume.SectionResult:
@@ -216,7 +223,7 @@ def _draw(output: Path, results: Sequence[volume.SectionResult], genes, html: bo
 
 
 def _asked_why(asked: str, sections: Sequence[Slide]) -> tuple[int, int] | None:
-    """Section and spot of SECTION:BARCODE, checked before anything is predicted."""
+    """Section and spot of SECTION:BARCODE."""
     if not asked:
         return None
     name, _, barcode = asked.partition(":")

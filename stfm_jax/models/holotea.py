@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.covariance import LedoitWolf
 
+from stfm_jax.data import rows
 from stfm_jax.data.batching import Batch, PreparedSlide
 from stfm_jax.data.context import context_of, narrowed, no_context
 from stfm_jax.data.expression import expression, gene_counts, library_size
@@ -43,6 +44,7 @@ from stfm_jax.regression import regressors
 
 PRIORS = ("mix", "base")
 BASES = ("frozen", "trained")
+_FINGERPRINTED = 64  # spots of a slide, whose features it is known by
 _PRIOR_DRAWS = 16  # of a training spot, for the covariance of the prior
 
 PyTree = Any
@@ -262,10 +264,10 @@ class HoloTea(STFlow):
         most = max(len(p.coords) for p in prepared)  # one shape, and one trace, for all slides
         for i, (p, context) in enumerate(zip(prepared, contexts, strict=True)):
             x = context_prior.inputs(self._own(p), context, flow.gene_mean, flow.gene_std)
-            rows = jax.tree.map(lambda a: _padded(np.asarray(a), most), (x, context))
+            seen = jax.tree.map(lambda a: _padded(np.asarray(a), most), (x, context))
             for draw in range(_PRIOR_DRAWS):
                 keys = jax.random.split(jax.random.key(i * _PRIOR_DRAWS + draw), most)
-                off = np.asarray(context_prior.deviation(mix, keys, *rows), np.float64)[: len(x)]
+                off = np.asarray(context_prior.deviation(mix, keys, *seen), np.float64)[: len(x)]
                 total, count = total + off.T @ off, count + len(off)
         return total / count
 
@@ -429,10 +431,15 @@ class HoloTea(STFlow):
 
 
 def fingerprint(slide: Slide) -> str:
-    """Of a slide's barcodes and places: by it a slide is known again, whatever its file's name."""
+    """By it a slide is known again, whatever file it comes from: of its places and features.
+
+    Sections on one lattice may share their places; of the features some spots' are enough.
+    """
     places = np.round(slide.coords_um - slide.coords_um.mean(axis=0)).astype(np.int64)
-    digest = hashlib.sha256("\n".join(map(str, slide.barcodes)).encode())
-    digest.update(places.tobytes())
+    spots = np.unique(np.linspace(0, slide.num_spots - 1, _FINGERPRINTED).astype(np.int64))
+    features = np.asarray(rows.take(slide.features, spots), np.float32)
+    digest = hashlib.sha256(places.tobytes())
+    digest.update(np.ascontiguousarray(features).tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -252,14 +252,19 @@ def test_the_share_of_the_copy_fits_the_training_spots(training):
     assert np.argmin(off) == 2
 
 
-def test_a_training_slide_is_told_its_stored_residuals(task, fitted, slides, genes):
-    stored = fitted.residuals[fingerprint(slides[0])]
-    y = expression(slides[0], genes, "log1p")
-    renamed = dataclasses.replace(slides[0], name="under another name")
-    np.testing.assert_array_equal(task._residual(renamed, y, fitted), stored)
-    fewer = slides[0].subset(np.arange(40))  # of that name, not that slide
-    fresh = task._residual(fewer, y[:40], fitted)
-    assert np.abs(fresh - stored[:40]).max() > 1e-3
+def test_a_training_slide_is_told_its_stored_residuals(task, training, fitted, slides, genes):
+    """Each its own, though sections of one lattice share their places."""
+    trained = others(slides, genes).slides
+    np.testing.assert_array_equal(trained[0].coords_um, trained[1].coords_um)
+    sizes = np.cumsum([s.num_spots for s in trained])[:-1]
+    for slide, stored in zip(trained, np.split(training.residuals, sizes), strict=True):
+        y = expression(slide, genes, "log1p")
+        renamed = dataclasses.replace(slide, name="under another name")
+        np.testing.assert_array_equal(task._residual(renamed, y, fitted), stored)
+        fewer = slide.subset(np.arange(40))  # of that name, not that slide
+        fresh = task._residual(fewer, y[:40], fitted)
+        assert np.abs(fresh - stored[:40]).max() > 1e-3
+    assert fingerprint(slides[2]) not in fitted.residuals
 
 
 def test_expression_is_hidden_half_of_the_time(task, training):
@@ -276,7 +281,7 @@ def test_expression_is_hidden_half_of_the_time(task, training):
     assert 3 <= sum(known) <= 13
 
 
-def test_what_is_trained(task, fitted, training, params, initial):
+def test_what_is_trained(fitted, training, params, initial):
     """The control; with it the base where the config says so, from the base's own parameters."""
     frozen, trained = initial
     assert set(frozen) == {"control"} and set(trained) == {"control", "base"}
@@ -284,6 +289,9 @@ def test_what_is_trained(task, fitted, training, params, initial):
     chex.assert_trees_all_equal(trained["base"], fitted.flow.base_params)
     block = fitted.flow.base_params["flow"]["block_0"]
     chex.assert_trees_all_equal(frozen["control"]["block_0"], block)
+    other = ("model__dropout", "model__image_dropout", "model__image_noise")
+    task = build(tiny_stack.config(**dict.fromkeys(other, 0.0)), 8)
+    assert task.control.noise > 0 and task.control.dropout > 0
     batch = batch_of(task, training.slides[0])
     both = {**params, "base": fitted.flow.base_params}
     loss = jax.jit(jax.grad(task.loss, has_aux=True))

@@ -148,6 +148,63 @@ def test_moran_agreement_is_lins_concordance():
     assert metrics.moran_agreement(pred, true, senders, receivers) == pytest.approx(expected)
 
 
+def section_of_a_stack(seed=0, g=20):
+    """Expression [144, g], what neighbours measured, and another draw of the same, given those.
+
+    Genes differ in how much of them neighbouring sections share.
+    """
+    coords, _, _ = grid()
+    rng = np.random.default_rng(seed)
+    shared, share = smooth(coords, g, rng), np.linspace(0.2, 2.0, g)
+    around = share * shared + 0.1 * rng.normal(size=shared.shape)
+    true, twin = (share * shared + rng.normal(size=shared.shape) for _ in range(2))
+    return true, around, twin
+
+
+def test_consistency_charges_too_little_and_too_much_likeness():
+    true, around, twin = section_of_a_stack()
+    ignorant = np.random.default_rng(9).permutation(true)
+    predictions = true, twin, ignorant, around
+    scores = [metrics.consistency(p, true, around) for p in predictions]
+    assert scores[0] == pytest.approx(1.0)
+    assert scores[1] > 0.8 > 0.3 > max(scores[2:])
+    assert metrics.consistency(0 * true, true, around) == 0.0
+
+
+def test_consistency_is_lins_concordance():
+    true, around, pred = section_of_a_stack(seed=1, g=8)
+    pred = pred + 0.5 * around
+    a, b = (
+        np.array([stats.pearsonr(v[:, j], around[:, j])[0] for j in range(8)]) for v in (pred, true)
+    )
+    r = stats.pearsonr(a, b)[0]
+    expected = 2 * r * a.std() * b.std() / (a.var() + b.var() + (a.mean() - b.mean()) ** 2)
+    assert 0 < expected < 0.95
+    assert metrics.consistency(pred, true, around) == pytest.approx(expected)
+    assert metrics.consistency(3 * pred + 1, true, 2 * around - 1) == pytest.approx(expected)
+
+
+def test_genes_without_variation_and_consistency():
+    """Left out where truth or neighbours are constant; like nothing where the prediction is."""
+    true, around, pred = section_of_a_stack(g=6)
+    kept = [1, 2, 4, 5]
+    for constant in (true, around):
+        constant[:, 0] = 1.5
+    around[:, 3] = 0.0
+    expected = metrics.consistency(pred[:, kept], true[:, kept], around[:, kept])
+    assert metrics.consistency(pred, true, around) == pytest.approx(expected)
+    flat = pred.copy()
+    flat[:, 4] = 2.0
+    unlike = pred.copy()
+    unlike[:, 4] = np.random.default_rng(0).normal(size=len(pred))
+    unlike[:, 4] -= around[:, 4] * np.polyfit(around[:, 4], unlike[:, 4], 1)[0]  # uncorrelated
+    scores = [metrics.consistency(p, true, around) for p in (flat, unlike)]
+    assert scores[0] == pytest.approx(scores[1]) and scores[0] < expected
+    assert np.isnan(metrics.consistency(pred[:, :2], true[:, :2], around[:, :2]))
+    with pytest.raises(ValueError, match="expected prediction and truth"):
+        metrics.consistency(pred[:, :3], true, around)
+
+
 # Draws
 
 
