@@ -14,6 +14,7 @@ import tiny
 import tiny_stack
 
 from stfm_jax import training
+from stfm_jax.data.batching import in_order
 from stfm_jax.eval import sampling
 from stfm_jax.models.build import build
 from stfm_jax.models.holotea import HoloTea
@@ -94,6 +95,30 @@ def test_which_stages_for_how_many_epochs(slides, tmp_path, settings, given, kin
     assert epochs == expected
     if kinds[-1] == "refit":
         assert tuple(call[3].epochs for call in calls[-len(expected) :]) == expected
+
+
+def test_what_the_best_epoch_is_chosen_by(slides, tmp_path):
+    """The base's by the Pearson of its mean; its own by the loss, with measured neighbours seen."""
+    calls, _ = recorded(prepared(slides, tmp_path, stack__prior="base"))
+    (base, own), seen = [call[6] for call in calls[:2]], {s.name for s in calls[0][4]}
+    validation = next(s for s in slides if s.name not in seen)
+    true = np.log1p(validation.counts.toarray()[:, :8])
+
+    def mean(task, mesh, params, flow, batch, key, draws):
+        np.testing.assert_allclose(in_order(batch, batch.expr), true, rtol=1e-6)
+        return params * true + np.random.default_rng(0).normal(size=true.shape)
+
+    def loss(task, mesh, params, flow, batch, key, draws):
+        np.testing.assert_allclose(in_order(batch, batch.expr), true, rtol=1e-6)
+        assert batch.context.known[batch.spot_mask].all() and draws == training.VALIDATION_DRAWS
+        return params
+
+    with (
+        mock.patch.object(sampling, "posterior_mean", mean),
+        mock.patch.object(sampling, "validation_loss", loss),
+    ):
+        assert base(100.0) > 0.99 > base(1.0) > base(-1.0)
+        assert (own(2.0), own(3.0)) == (-2.0, -3.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Linear:
     neighbors = 3
     tile: int = 512
 
-    def init(self, key, num_features):
+    def init(self, key, arrays, num_features):
         return {"w": jax.random.normal(key, (num_features, 2))}
 
     def loss(self, params, arrays, batch, key):
