@@ -92,7 +92,7 @@ def _task(order: Row):
         network,
         tower,
         anchor="ridge",
-        control=ControlNet(network, tower=tower),
+        control=ControlNet(network),
         reach=Reach(sections=2, kept=24, temperature=0.3, z_um=400.0),
     )
 

@@ -22,5 +22,5 @@ from configs import her2st_stflow
 def get_config():
     config = her2st_stflow.get_config()
     config.method = "holotea"
-    config.stack.epochs = 20
+    config.stack.epochs = 10
     return config

@@ -134,6 +134,7 @@ def test_one_fold_alone_scores_as_it_does_among_all(trained, tmp_path):
     assert sorted(p.name for p in (tmp_path / "work").glob("fold_*")) == ["fold_1"]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(trained, tmp_path):
     assert tiny.run(trained.config(seed=1, fold=1), tmp_path) == 0
     got = json.loads((tmp_path / "metrics.json").read_text())["methods"]["stflow"]["pearson"]

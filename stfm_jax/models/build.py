@@ -110,14 +110,12 @@ def build(config: Any, num_genes: int) -> STFlow:
 def _holotea(config: Any, base: STFlow) -> HoloTea:
     """The method for stacks whose base is this one."""
     stack = config.stack
-    tower = base.image
     control = ControlNet(
         base=base.network,
         width=stack.context_width,
         noise=config.model.feature_noise,
         dropout=config.model.feature_dropout,
         global_attention=stack.global_attention,
-        tower=tower,
         slides=config.train.slides_per_step,
     )
     reach = Reach(

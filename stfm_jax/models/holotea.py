@@ -2,7 +2,7 @@
 
 STFlow is the base and is trained first; everything here is added to it (arXiv 2511.14613, whose
 text gives no formulas that we could read: the forms are [ours], METHODS.md section 2):
-- the regression is moved by what neighbouring sections measured beyond it, `copied`;
+- the regression is moved by what neighbouring sections measured (`regression.moved`);
 - a ControlNet (`nn.control`) adds to the base's blocks, from nothing at initialisation;
 - the prior mixes neighbours' expression with a ZINB of the spot's own (`flow.context_prior`);
 - a loss draws predictions toward measured neighbours.
@@ -34,13 +34,13 @@ from stfm_jax.flow import context_prior, gaussian, priors
 from stfm_jax.flow.context_prior import ContextPrior
 from stfm_jax.models import stflow
 from stfm_jax.models.stflow import STFlow, masked_sum
-from stfm_jax.nn.control import ControlNet, copied
+from stfm_jax.nn.control import ControlNet
 from stfm_jax.ops import zinb
 from stfm_jax.ops.context import Context, known_weight, without_expression
 from stfm_jax.ops.neighbors import median_spacing
 from stfm_jax.ops.tiles import AXIS
 from stfm_jax.regression import features as feature_ops
-from stfm_jax.regression import regressors
+from stfm_jax.regression import moved, regressors
 
 PRIORS = ("mix", "base")
 BASES = ("frozen", "trained")
@@ -56,7 +56,7 @@ class FlowArrays(NamedTuple):
     base: stflow.FlowArrays
     path: gaussian.GaussianPath  # of spots with measured neighbours, about the moved anchor
     alone: gaussian.GaussianPath  # of slides without measured neighbours, about the anchor
-    copy_weight: np.ndarray  # [] what share of the neighbours' residuals a spot takes over
+    shares: np.ndarray  # [3, g] by which neighbours' expression moves the anchor
     mix: ContextPrior | None  # None: the base's prior
     base_params: PyTree | None = None  # of the trained base
 
@@ -123,7 +123,7 @@ class HoloTea(STFlow):
     # Closed-form part, on the host.
 
     def fit(self, slides: Sequence[Slide], genes: Sequence[str]) -> TrainingSet:
-        """As STFlow's, and what the stack adds: contexts, weight of the copy, prior, path."""
+        """As STFlow's, and what the stack adds: contexts, shares of the move, prior, path."""
         base = self.base.fit(slides, genes)
         expr = [p.expr for p in base.slides]
         sizes = np.cumsum([len(y) for y in expr])[:-1]
@@ -134,12 +134,11 @@ class HoloTea(STFlow):
             self._context_of(slide, slides, transform, expr if seen else None, seen_by(i))
             for i, slide in enumerate(slides)
         ]
-        weight = _copy_weight(contexts, residuals)
         prepared = [
             dataclasses.replace(p, context=context)
             for p, context in zip(base.slides, contexts, strict=True)
         ]
-        flow = self._flow_arrays(slides, genes, base, prepared, residuals, weight)
+        flow = self._flow_arrays(slides, genes, base, prepared, residuals)
         stored = {
             fingerprint(slide): r.astype(np.float32)
             for slide, r in zip(slides, residuals, strict=True)
@@ -221,7 +220,7 @@ class HoloTea(STFlow):
     def _no_context(self, n: int) -> Context:
         return no_context(n, self.reach, self.context_width, self.network.num_genes)
 
-    def _flow_arrays(self, slides, genes, base, prepared, residuals, weight) -> FlowArrays:
+    def _flow_arrays(self, slides, genes, base, prepared, residuals) -> FlowArrays:
         flow = base.fitted.flow
         contexts = [p.context for p in prepared]
         mix, mean_0, covariance_0 = None, flow.prior.mean, flow.prior.covariance
@@ -231,15 +230,18 @@ class HoloTea(STFlow):
             hidden = [without_expression(c) for c in contexts]
             covariance_0 = self._prior_covariance(mix, flow, prepared, contexts)
             alone_0 = self._prior_covariance(mix, flow, prepared, hidden)
-        moved = [r - weight * copied(c) for r, c in zip(residuals, contexts, strict=True)]
+        found = np.concatenate([moved.terms(p.context, p.anchor, flow.gene_mean) for p in prepared])
+        every = np.concatenate(residuals)
+        shares = moved.fit_shares(found, every)
+        left = every - np.asarray(moved.move(shares, found))
         near = np.concatenate([np.asarray(known_weight(c)).sum(axis=1) > 0 for c in contexts])
-        alone = _covariance(np.concatenate(residuals))
-        among = _covariance(np.concatenate(moved)[near]) if near.sum() > 1 else alone
+        alone = _covariance(every)
+        among = _covariance(left[near]) if near.sum() > 1 else alone
         return FlowArrays(
             base=flow,
             path=gaussian.gaussian_path(mean_0, covariance_0, among),
             alone=gaussian.gaussian_path(mean_0, alone_0, alone),
-            copy_weight=np.float32(weight),
+            shares=shares,
             mix=mix,
         )
 
@@ -292,7 +294,7 @@ class HoloTea(STFlow):
             base=base.flow,
             path=gaussian.GaussianPath(**flow["path"]),
             alone=gaussian.GaussianPath(**flow["alone"]),
-            copy_weight=flow["copy_weight"],
+            shares=flow["shares"],
             mix=ContextPrior(**flow["mix"]) if "mix" in flow else None,
             base_params=flow["base_params"],
         )
@@ -334,7 +336,7 @@ class HoloTea(STFlow):
         """Parameters of the control; of the base too, where it goes on training."""
         params = {}
         if self.control is not None:
-            params["control"] = self.control.init(key, arrays.base_params["flow"], num_features)
+            params["control"] = self.control.init(key, arrays.base_params["flow"])
         if self.trained_base or not params:
             params["base"] = jax.tree.map(jnp.copy, arrays.base_params)
         return params
@@ -375,14 +377,15 @@ class HoloTea(STFlow):
         return path._replace(mean_0=context_prior.mean(arrays.mix, x, batch.context))
 
     def anchor_of(self, arrays: FlowArrays, batch: Batch) -> jax.Array:
-        """The regression, moved by what the neighbours measured beyond it."""
-        return batch.anchor + arrays.copy_weight * copied(batch.context)
+        """The regression, moved by what the neighbours measured."""
+        found = moved.terms(batch.context, batch.anchor, arrays.gene_mean)
+        return batch.anchor + moved.move(arrays.shares, found)
 
     def centre(self, params: dict, arrays: FlowArrays, batch: Batch) -> jax.Array:
         """As STFlow's about the unmoved anchor, then moved as a whole."""
         said = None if self.image is None else self.image_says(params, arrays, batch)
-        moved = self.anchor_of(arrays, batch) - batch.anchor
-        return self.mean(arrays, batch.anchor, said) + moved
+        move = self.anchor_of(arrays, batch) - batch.anchor
+        return self.mean(arrays, batch.anchor, said) + move
 
     def draw_prior(self, arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
         """x_0 [N, g], of the mix where there is one."""
@@ -398,13 +401,8 @@ class HoloTea(STFlow):
         )
 
     def image_says(self, params, arrays, batch: Batch, noise=None) -> jax.Array:
-        """The base's tower, and what the images of the retrieved spots add to it."""
-        said = super().image_says(self._base_params(params, arrays), arrays, batch, noise)
-        if self.control is None:
-            return said
-        return said + self.control.tower_says(
-            params["control"], batch.features, batch.context, noise
-        )
+        """The base's tower."""
+        return super().image_says(self._base_params(params, arrays), arrays, batch, noise)
 
     def evaluator(self, params, arrays: FlowArrays, batch: Batch, noise=None):
         """As STFlow's, the base's blocks under control."""
@@ -455,14 +453,6 @@ def _place(slide: Slide) -> np.ndarray:
             "(stfm_jax.data.stack)."
         )
     return slide.registered_um
-
-
-def _copy_weight(contexts: Sequence[Context], residuals: Sequence[np.ndarray]) -> float:
-    """The share of copied residuals that fits the spots' own best, between 0 and 1."""
-    copy = np.concatenate([np.asarray(copied(c)) for c in contexts])
-    square = float((copy**2).sum())
-    product = float((copy * np.concatenate(residuals)).sum())
-    return float(np.clip(product / square, 0.0, 1.0)) if square > 0 else 0.0
 
 
 def _padded(values: np.ndarray, rows: int) -> np.ndarray:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from stfm_jax.nn.blocks import EdgeFeatures
 from stfm_jax.nn.global_attention import GlobalAttention
 from stfm_jax.nn.mlp import Dense, LayerNorm, dropout, fold, gaussian_noise
-from stfm_jax.nn.stflow_net import ImageTower, Layer, STFlowNet
-from stfm_jax.ops.context import Context, known_weight, weighted_mean
+from stfm_jax.nn.stflow_net import Layer, STFlowNet
+from stfm_jax.ops.context import Context
 from stfm_jax.ops.tiles import AXIS, Tiles
 
 Params = dict[str, Any]
@@ -65,12 +65,11 @@ class ControlNet:
     noise: float = 1.0  # sd of Gaussian noise on the retrieved features, training only
     dropout: float = 0.7  # share of them dropped, training only
     global_attention: bool = True  # linear, over the whole slide
-    tower: ImageTower | None = None  # what the context adds to the mean, with an image tower
     slides: int = 1  # of a batch, at most: each attends to itself
 
-    def init(self, key: jax.Array, base: Params, num_features: int) -> Params:
+    def init(self, key: jax.Array, base: Params) -> Params:
         """Parameters: the blocks are copies of the base's, what they add starts at zero."""
-        keys = iter(jax.random.split(key, 4 + self.base.num_blocks))
+        keys = iter(jax.random.split(key, 3 + self.base.num_blocks))
         h = jnp.zeros((1, self.base.width))
         seen = jnp.zeros((1, 1, self.width + 2 + 2 * self.base.num_genes + 1))
         params = {
@@ -81,9 +80,6 @@ class ControlNet:
             params[f"project_{i}"] = self._projection.init(next(keys), h)["params"]
         if self.global_attention:
             params["global"] = self._global.init(next(keys), h, jnp.ones(1, bool))["params"]
-        if self.tower is not None:
-            inputs = jnp.zeros((1, num_features + self.width))
-            params["tower"] = self.tower.init(next(keys), inputs)["params"]
         return jax.tree.map(jnp.copy, params)
 
     def encode(
@@ -150,18 +146,6 @@ class ControlNet:
             out.append(self._projection.apply({"params": params[f"project_{i}"]}, h))
         return out
 
-    def tower_says(
-        self, params: Params, features: jax.Array, context: Context, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """What the images of the retrieved spots add to the tower's expression, [n, g].
-
-        Not their expression: the regression already stands on that (see models.holotea).
-        """
-        keys = None if keys is None else fold(keys, CONTROL)
-        around = weighted_mean(context.weight, context.features)
-        inputs = jnp.concatenate([features, around], axis=-1)
-        return self.tower.apply({"params": params["tower"]}, inputs, keys)
-
     def _noisy(self, context: Context, keys: jax.Array | None) -> jax.Array:
         features = gaussian_noise(keys, CONTEXT_NOISE, self.noise, context.features)
         return dropout(keys, CONTEXT_DROPOUT, self.dropout, features)
@@ -185,9 +169,3 @@ def what_is_seen(context: Context, mean: jax.Array, std: jax.Array) -> jax.Array
     expr = jnp.where(known, (context.expr - mean) / std, 0.0)
     parts = (context.features, context.distance, expr, context.residual / std, known)
     return jnp.concatenate([jnp.asarray(part, jnp.float32) for part in parts], axis=-1)
-
-
-@jax.jit
-def copied(context: Context) -> jax.Array:
-    """Weighted mean [n, g] of the known residuals, 0 where there are none."""
-    return weighted_mean(known_weight(context), context.residual)

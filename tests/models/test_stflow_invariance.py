@@ -162,6 +162,10 @@ MOVED = [(name, move) for name in ("no anchor", "kernel", "published") for move 
 MOVED.append(("tiles", "all at once"))
 
 
+# Where compiling takes most: one tile is a special case of several.
+ONE_TILE_OR_SEVERAL = [pytest.param("kernel", marks=pytest.mark.slow), "tiles"]
+
+
 @pytest.mark.parametrize("points", POINTS)
 @pytest.mark.parametrize(("name", "move"), MOVED)
 def test_moving_a_slide_changes_nothing(name, points, move):
@@ -181,7 +185,7 @@ def test_moving_a_slide_keeps_the_posterior_mean(name, points):
     assert change(base, other) < 1e-4
 
 
-@pytest.mark.parametrize("points", ["square", "hexagonal"])
+@pytest.mark.parametrize("points", [pytest.param("square", marks=pytest.mark.slow), "hexagonal"])
 def test_published_frames_fail_on_lattices(points):
     """That the tests above can fail: with PCA alone rounding noise chooses the frames."""
     model = model_of(PUBLISHED_FRAMES)
@@ -290,7 +294,7 @@ def test_what_lies_in_the_padding_does_not_matter(name, num_spots):
     assert change(base, other) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["kernel", "tiles"])
+@pytest.mark.parametrize("name", ONE_TILE_OR_SEVERAL)
 def test_company_and_bigger_buckets_change_nothing(name):
     """Two slides in one batch, which is a bigger bucket for both; a tile holds spots of either."""
     model = model_of(TASKS[name])
@@ -314,7 +318,7 @@ def test_draws_are_the_same_however_many_are_taken():
     assert change(two[0], one[0]) < 1e-5 and change(two[0], two[1]) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["kernel", "tiles"])
+@pytest.mark.parametrize("name", ONE_TILE_OR_SEVERAL)
 def test_loss_ignores_the_padding(name):
     model = model_of(TASKS[name])
     batch = model.collate(model.prepare(make_slide(square_lattice(), seed=9)))

@@ -94,6 +94,7 @@ def test_edge_features_given_or_computed_again(slide):
     np.testing.assert_allclose(given[0], again[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(slide):
     exact = run(slide, "tiled", 64, 384, False, dtype=np.float32)[0]
     network = dataclasses.replace(NETWORK, dtype="bfloat16")

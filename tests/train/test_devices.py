@@ -104,6 +104,7 @@ def perturbed(task, training):
     )
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_one_device(quiet, training):
     """Of three slides side by side, cut in four: neighbours lie on other devices."""
     key, params = jax.random.key(0), perturbed(quiet, training)
