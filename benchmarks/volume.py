@@ -4,10 +4,10 @@
 
 Serial sections of one simulated volume, turned, turned over and shifted, are registered; HoloTea is
 trained on the even ones and generates the odd ones. `--n` is the number of spots and follows from
-the other two. Each row is a process of its own. `seconds` is the generation of all odd sections
-(two draws each); `registration_s`, `fit_s` and `epoch_s` come before. `stflow` and `holotea` are
-the gene-wise Pearson of the base's and HoloTea's mean, averaged over the generated sections;
-`consistency` and `stflow_consistency` of one draw (ops.metrics).
+the other two. Each row is a process of its own. `seconds` is the generation of all odd sections by
+HoloTea (two draws) and by its base (one); `registration_s`, `fit_s` and `epoch_s` come before.
+`stflow` and `holotea` are the gene-wise Pearson of the base's and HoloTea's mean, averaged over the
+generated sections; `consistency` and `stflow_consistency` of one draw (ops.metrics).
 """
 
 from __future__ import annotations

@@ -3,15 +3,20 @@
     python run.py --config=configs/holotea_her2st.py --workdir=runs/holotea \
         --config.data.dir=../shared/her2st
 
-2026-11-21, 2 CPU cores, five folds, seed 0, log1p; pearson; of draws gene structure, moran,
-consistency, coverage80 (17 minutes after the base, which takes 15):
+2026-11-21, 2 CPU cores, five folds, seed 0; pearson; of draws gene structure, moran, consistency,
+coverage80 (10 minutes for each normalisation after the base, which takes 15):
 
-    neighbour_copy    .590
-    centred_sum       .619
-    stflow            .620    stflow_draw      .907 .703 .783 .796
-    holotea_he        .620    holotea_he_draw  .903 .704 .786 .790
-    holotea           .629    holotea_draw     .911 .792 .846 .774
+                      log1p                             log1p_cp10k
+    neighbour_copy    .590                              .489
+    centred_sum       .619                              .521
+    stflow            .620                              .525
+    stflow_draw             .907 .703 .783 .796               .908 .479 .524 .790
+    holotea_he        .620                              .525
+    holotea_he_draw         .901 .681 .768 .789               .905 .506 .539 .780
+    holotea           .630                              .539
+    holotea_draw            .909 .797 .857 .768               .904 .640 .676 .773
 
+Ablations stand in the README.
 How neighbours are retrieved (config.stack) was chosen by leaving out training sections, over a grid
 of 72 settings; sections=2 and temperature=0.3 matter, the rest hardly.
 """
