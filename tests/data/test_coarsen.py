@@ -1,0 +1,133 @@
+"""Parents and children: on lattices however they lie, by size, by name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from stfm_jax.data import coarsen
+from stfm_jax.data.lattice import find_lattice
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+
+STEPS = {
+    "square": np.array([[200.0, 0.0], [0.0, 200.0]]),
+    "hex": np.array([[100.0, 0.0], [50.0, 50.0 * np.sqrt(3)]]),
+}
+
+
+def turned(coords, degrees):
+    a = np.deg2rad(degrees)
+    return coords @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+
+
+def tissue(kind="square", degrees=0.0, side=12, jitter=0.05, lost=0.1, seed=0):
+    """A slide on a lattice with holes, and the points [n, 2] its spots were put at."""
+    rng = np.random.default_rng(seed)
+    index = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
+    index = index[rng.uniform(size=len(index)) >= lost]
+    pitch = np.linalg.norm(STEPS[kind][0])
+    coords = index @ STEPS[kind] + jitter * pitch * rng.uniform(-1, 1, (len(index), 2))
+    slide = Slide(
+        name="S",
+        barcodes=np.array([f"b{i}" for i in range(len(index))]),
+        coords_um=turned(coords, degrees) + np.array([3456.0, -77.0]),
+        counts=sp.csr_matrix(rng.poisson(2.0, (len(index), 5)).astype(np.float32)),
+        genes=np.array([f"g{i}" for i in range(5)]),
+    )
+    return slide, index
+
+
+@pytest.mark.parametrize("degrees", [0.0, 17.0, 44.0, 133.0])
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_lattice_is_found_however_it_lies(kind, degrees):
+    slide, index = tissue(kind, degrees)
+    lattice, found = find_lattice(slide.coords_um, "S")
+    assert lattice.kind == kind and (found.min(axis=0) == 0).all()
+    pitch = np.linalg.norm(STEPS[kind][0])
+    np.testing.assert_allclose(np.linalg.norm(lattice.basis, axis=1), pitch, rtol=5e-3)
+    off = np.linalg.norm(lattice.points(found) - slide.coords_um, axis=1)
+    assert off.max() < 0.12 * pitch
+    # Up to turns of the lattice: distances between points are kept.
+    ours, theirs = lattice.points(found), turned(index @ STEPS[kind], degrees)
+    np.testing.assert_allclose(
+        np.linalg.norm(ours - ours[0], axis=1),
+        np.linalg.norm(theirs - theirs[0], axis=1),
+        atol=0.1 * pitch,
+    )
+
+
+def test_random_places_lie_on_no_lattice():
+    coords = np.random.default_rng(0).uniform(0, 1000, (80, 2))
+    with pytest.raises(InputError, match=r"S: its 80 spots lie on no.*obs\['parent'\]"):
+        find_lattice(coords, "S")
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "reach"),
+    [("square", "2x2", 0.75), ("square", "4x4", 2.2), ("hex", "hex7", 1.1)],
+)
+def test_children_lie_around_their_parent(kind, group, reach):
+    slide, _ = tissue(kind, 17.0, side=17, lost=0.15)
+    pair = coarsen.by_lattice(slide, group)
+    np.testing.assert_array_equal(pair.low.counts.sum(axis=0), slide.counts.sum(axis=0))
+    pitch = np.linalg.norm(STEPS[kind][0])
+    assert np.linalg.norm(pair.offset_um, axis=1).max() < (reach + 0.15) * pitch
+    children = pair.num_children
+    assert children.min() >= 1 and children.max() == coarsen.GROUPS[group]
+    table = pair.table()
+    assert sorted(table[table >= 0]) == list(range(slide.num_spots))
+    for row, kids in enumerate(table):
+        np.testing.assert_array_equal(pair.parent[kids[kids >= 0]], row)
+        summed = slide.counts[kids[kids >= 0]].sum(axis=0)
+        np.testing.assert_array_equal(pair.low.counts[[row]].todense(), summed)
+
+
+def test_whole_groups_of_four_are_two_by_two():
+    slide, _ = tissue(lost=0.0, jitter=0.0)
+    pair = coarsen.by_lattice(slide)
+    assert pair.low.num_spots == 36 and (pair.num_children == 4).all()
+    np.testing.assert_allclose(np.abs(pair.offset_um), 100.0, atol=1e-6)
+    moved = coarsen.by_lattice(slide, shift=(1, 0))
+    assert moved.low.num_spots == 42 and sorted(set(moved.num_children)) == [2, 4]
+
+
+def test_an_edge_parent_keeps_its_place():
+    """Its centre is that of the whole group, whichever children there are."""
+    slide, _ = tissue(lost=0.0, jitter=0.0)
+    whole = coarsen.by_lattice(slide)
+    part = coarsen.by_lattice(slide.subset(np.arange(slide.num_spots) != 0))
+    np.testing.assert_allclose(part.low.coords_um, whole.low.coords_um, atol=1e-6)
+
+
+def test_groups_by_size_and_by_name():
+    slide, _ = tissue()
+    by_size = coarsen.by_size(slide, 400.0)
+    assert np.abs(by_size.offset_um).max() <= 200.0
+    names = by_size.low.barcodes[by_size.parent]
+    by_name = coarsen.by_name(slide, names)
+    np.testing.assert_array_equal(by_name.low.barcodes[by_name.parent], names)
+    assert (by_name.low.counts != by_size.low.counts).nnz == 0
+    with pytest.raises(InputError, match=r"1 of .* spots have no parent"):
+        coarsen.by_name(slide, np.where(np.arange(len(names)) == 3, "", names))
+
+
+def test_flowers_need_a_hexagonal_lattice():
+    with pytest.raises(InputError, match="its lattice is square, groups of hex7 need hex"):
+        coarsen.by_lattice(tissue()[0], "hex7")
+
+
+def test_a_pair_that_does_not_add_up_is_refused():
+    pair = coarsen.by_lattice(tissue()[0])
+    counts = pair.low.counts.copy()
+    counts[4, 2] += 1
+    with pytest.raises(InputError, match=r"1 of .* parents do not, first in gene 'g2'"):
+        dataclasses.replace(pair, low=dataclasses.replace(pair.low, counts=counts))
+    orphaned = pair.parent.copy()
+    orphaned[0] = -1
+    with pytest.raises(InputError, match="some children have none"):
+        dataclasses.replace(pair, parent=orphaned)
+    emptied = np.where(pair.parent == 0, 1, pair.parent)
+    with pytest.raises(InputError, match=r"1 of .* parents have no children"):
+        dataclasses.replace(pair, parent=emptied)
