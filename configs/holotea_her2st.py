@@ -4,7 +4,7 @@
         --config.data.dir=../shared/her2st
 
 2026-11-21, 2 CPU cores, five folds, seed 0; pearson; of draws gene structure, moran, consistency,
-coverage80 (10 minutes for each normalisation after the base, which takes 15):
+coverage80 (some 13 minutes for each normalisation, side by side, after the base's 15):
 
                       log1p                             log1p_cp10k
     neighbour_copy    .590                              .489

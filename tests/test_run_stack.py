@@ -143,10 +143,14 @@ def test_scores_are_those_of_the_saved_predictions(stacked, written):
             assert got == pytest.approx(expected[metric], abs=1e-5), (name, metric)
 
 
-def test_rows_differ_by_what_they_see(stacked):
-    predicted = points(stacked)
-    for one, other in (("holotea", "holotea_he"), ("holotea_he", "stflow"), ("stflow", "anchor")):
+def test_rows_differ_by_what_they_see(stacked, written):
+    """Images of neighbours have no part in the mean, of a frozen base; in draws they have."""
+    predicted, scores = points(stacked), written["methods"]
+    for one, other in (("holotea", "stflow"), ("stflow", "anchor")):
         assert np.abs(predicted[one] - predicted[other]).max() > 1e-3, (one, other)
+    np.testing.assert_array_equal(predicted["holotea_he"], predicted["stflow"])
+    crps = [scores[f"{name}_draw"]["crps"]["mean"] for name in ("holotea", "holotea_he", "stflow")]
+    assert len(set(crps)) == 3
 
 
 def test_how_sections_fit_is_told(stacked):

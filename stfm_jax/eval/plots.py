@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.spatial import cKDTree
 
 from stfm_jax.runtime.files import atomic_path
@@ -63,6 +64,7 @@ def learning_curve(
     axes[0].set_ylabel("training loss")
     axes[1].set_ylabel(score)
     axes[1].set_xlabel("epoch")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes:
         _plain_axes(ax)
     if chosen:
