@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -147,52 +146,13 @@ class HoloTea(STFlow):
         return TrainingSet(prepared, fitted, base.anchor_choice, base.residuals, base)
 
     def _residuals_seen(self, slides, base: stflow.TrainingSet):
-        """i -> residuals [n_j, g] of every slide j as slide i may see them.
-
-        They are about an anchor that saw neither of the two: one fitted on slide i leans toward
-        its expression already, so what it leaves of slide j leans away from it, and a weight learnt
-        on that is near zero.
-        """
-        sizes, coords = [s.num_spots for s in slides], [s.coords_um for s in slides]
-        slide = np.repeat(np.arange(len(slides)), sizes)
-        groups = regressors.leave_out_groups(sizes, coords)
-        group = [groups[slide == i][0] for i in range(len(slides))]
+        """See `moved.residuals_seen`."""
         x = [
             p.features if self.token_context else self._context(s, base.fitted.transform)
             for p, s in zip(base.slides, slides, strict=True)
         ]
-        x, y = np.concatenate(x), np.concatenate([p.expr for p in base.slides])
-        left = {}
-        for pair in itertools.combinations_with_replacement(sorted(set(group)), 2):
-            out = np.isin(groups, pair)
-            left[pair] = y - self._left_out(x, y, out, base, slide, coords)
-
-        def seen_by(i: int) -> list[np.ndarray]:
-            pairs = [tuple(sorted((group[i], group[j]))) for j in range(len(slides))]
-            return [left[pair][slide == j] for j, pair in enumerate(pairs)]
-
-        return seen_by
-
-    def _left_out(self, x, y, out, base: stflow.TrainingSet, slide, coords) -> np.ndarray:
-        """Prediction [n, g] of the spots `out` [n] by an anchor that saw none of them.
-
-        Where nothing else is left, of each slide by its own other spatial blocks.
-        """
-        prediction = np.zeros_like(y)
-        if self.anchor == "none":
-            prediction[out] = y[~out].mean(axis=0) if (~out).any() else y.mean(axis=0)
-            return prediction
-        if (~out).any():
-            regressor = regressors.fit(self.anchor, x[~out], y[~out], base.anchor_choice)
-            prediction[out] = regressors.predict(regressor, x[out])
-            return prediction
-        for i, places in enumerate(coords):
-            rows = slide == i
-            blocks = regressors.leave_out_groups([len(places)], [places])
-            prediction[rows] = regressors.out_of_fold(
-                self.anchor, x[rows], y[rows], blocks, base.anchor_choice
-            )
-        return prediction
+        y, coords = [p.expr for p in base.slides], [s.coords_um for s in slides]
+        return moved.residuals_seen(self.anchor, x, y, coords, base.anchor_choice)
 
     def _context_of(self, slide: Slide, others: Sequence[Slide], transform, expr, residuals):
         """What the spots of a slide see of the others of its stack.

@@ -10,11 +10,15 @@ of all genes together.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stfm_jax.ops.context import Context, known_weight, weighted_mean
+from stfm_jax.regression import regressors
 
 TERMS = 3
 # How many spots' worth the shares of all genes count in those of one; by leaving out training
@@ -54,3 +58,59 @@ def fit_shares(found: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     ridge = COMMON_SPOTS * np.diag(np.where(square > 0, square, 1.0))
     own = np.linalg.solve(gram + ridge, product - gram @ common)
     return (common + own)[..., 0].T.astype(np.float32)
+
+
+def residuals_seen(
+    kind: str,
+    x: Sequence[np.ndarray],
+    y: Sequence[np.ndarray],
+    coords: Sequence[np.ndarray],
+    choice: regressors.Choice | None,
+) -> Callable[[int], list[np.ndarray]]:
+    """i -> residuals [n_j, g] of every training slide j as slide i may see them.
+
+    They are about a regressor that saw neither of the two: one fitted on slide i leans toward its
+    expression already, so what it leaves of slide j leans away from it, and a share learnt on that
+    is near zero.
+
+    Args:
+      kind: of regressor; `none` for the mean.
+      x: [n_i, f] of every slide.
+      y: [n_i, g].
+      coords: [n_i, 2].
+      choice: the regressor's hyperparameters.
+    """
+    sizes = [len(part) for part in y]
+    slide = np.repeat(np.arange(len(sizes)), sizes)
+    groups = regressors.leave_out_groups(sizes, coords)
+    group = [groups[slide == i][0] for i in range(len(sizes))]
+    x, y = np.concatenate(x), np.concatenate(y)
+    left = {}
+    for pair in itertools.combinations_with_replacement(sorted(set(group)), 2):
+        out = np.isin(groups, pair)
+        left[pair] = y - _left_out(kind, x, y, out, slide, coords, choice)
+
+    def seen_by(i: int) -> list[np.ndarray]:
+        pairs = [tuple(sorted((group[i], other))) for other in group]
+        return [left[pair][slide == j] for j, pair in enumerate(pairs)]
+
+    return seen_by
+
+
+def _left_out(kind, x, y, out, slide, coords, choice) -> np.ndarray:
+    """Prediction [n, g] of the spots `out` [n] by a regressor that saw none of them.
+
+    Where nothing else is left, of each slide by its own other spatial blocks.
+    """
+    prediction = np.zeros_like(y)
+    if kind == "none":
+        prediction[out] = y[~out].mean(axis=0) if (~out).any() else y.mean(axis=0)
+    elif (~out).any():
+        regressor = regressors.fit(kind, x[~out], y[~out], choice)
+        prediction[out] = regressors.predict(regressor, x[out])
+    else:
+        for i, places in enumerate(coords):
+            own = slide == i
+            blocks = regressors.leave_out_groups([len(places)], [places])
+            prediction[own] = regressors.out_of_fold(kind, x[own], y[own], blocks, choice)
+    return prediction
