@@ -43,7 +43,11 @@ def method(**overrides):
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"model__anchor": "none"}, {"model__expression": "differences", "model__frames": "pca"}],
+    [
+        {},
+        pytest.param({"model__anchor": "none"}, marks=pytest.mark.slow),
+        {"model__expression": "differences", "model__frames": "pca"},
+    ],
 )
 def test_equals_one_call(overrides, cache_bytes):
     """Mean and draws, in the order of the input, whether edge features are kept or not."""
