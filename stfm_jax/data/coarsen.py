@@ -46,10 +46,10 @@ class Pair:
 
     def table(self) -> np.ndarray:
         """Rows of every parent's children, [P, most], in their order; -1 where there are fewer."""
-        order = np.argsort(self.parent, kind="stable")
-        first = np.cumsum(self.num_children) - self.num_children
+        order, children = np.argsort(self.parent, kind="stable"), self.num_children
+        first = np.cumsum(children) - children
         place = np.arange(len(order)) - first[self.parent[order]]
-        table = np.full((self.low.num_spots, self.num_children.max()), -1)
+        table = np.full((len(children), children.max()), -1)
         table[self.parent[order], place] = order
         return table
 
@@ -67,25 +67,27 @@ def by_lattice(slide: Slide, group: str = "2x2", shift: tuple[int, int] = (0, 0)
       InputError: the spots lie on no lattice, or flowers are asked for on a square one.
     """
     lattice, index = find_lattice(slide.coords_um, slide.where)
-    index = index + np.asarray(shift)
+    shift = np.asarray(shift)
+    index = index + shift
     if group == "hex7":
         if lattice.kind != "hex":
             raise InputError(
                 f"{slide.where}: its lattice is {lattice.kind}, groups of hex7 need hex."
             )
         group_of = index - _FLOWER[(index[:, 0] + 5 * index[:, 1]) % 7]
-        middle = group_of - np.asarray(shift)
+        middle = group_of - shift
     else:
         side = int(group[0])
         group_of = index // side
-        middle = side * group_of + (side - 1) / 2 - np.asarray(shift)
+        middle = side * group_of + (side - 1) / 2 - shift
     return _gathered(slide, group_of, lattice.points(middle))
 
 
 def by_size(slide: Slide, size_um: float) -> Pair:
     """Parents that are squares of a size, for spots on no lattice (cells, molecules' bins)."""
-    square = np.floor((slide.coords_um - slide.coords_um.min(axis=0)) / size_um).astype(np.int64)
-    middle = slide.coords_um.min(axis=0) + (square + 0.5) * size_um
+    corner = slide.coords_um.min(axis=0)
+    square = np.floor((slide.coords_um - corner) / size_um).astype(np.int64)
+    middle = corner + (square + 0.5) * size_um
     return _gathered(slide, square, middle)
 
 
@@ -95,15 +97,17 @@ def by_name(slide: Slide, parents: np.ndarray) -> Pair:
     if "" in names or "nan" in names:
         lost = int(np.isin(parents, ("", "nan")).sum())
         raise InputError(f"{slide.where}: {lost} of {slide.num_spots} spots have no parent.")
-    return _summed(slide, parent, names, _means(slide.coords_um, parent))
+    members = _members(parent)
+    middle = (members @ slide.coords_um) / members.sum(axis=1).A1[:, None]
+    return _summed(slide, parent, names, middle)
 
 
 def _gathered(slide: Slide, group_of: np.ndarray, middle: np.ndarray) -> Pair:
     """Parents by group [n, 2] of integers; middle [n, 2] of each spot's group, micrometres."""
-    groups, parent = np.unique(group_of, axis=0, return_inverse=True)
+    groups, one, parent = np.unique(group_of, axis=0, return_index=True, return_inverse=True)
     first, second = groups.astype(str).T
     names = np.char.add(np.char.add(first, "x"), second)
-    return _summed(slide, parent.ravel(), names, _means(middle, parent.ravel()))
+    return _summed(slide, parent.ravel(), names, middle[one])
 
 
 def _summed(slide: Slide, parent: np.ndarray, names: np.ndarray, coords_um: np.ndarray) -> Pair:
@@ -123,12 +127,6 @@ def _members(parent: np.ndarray) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(n, np.float32), (parent, np.arange(n))))
 
 
-def _means(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
-    """Of every parent's children."""
-    members = _members(parent)
-    return (members @ values) / members.sum(axis=1).A1[:, None]
-
-
 def _validate(pair: Pair) -> None:
     low, high, parent = pair.low, pair.high, np.asarray(pair.parent)
     where = f"{low.where} and {high.where}"
@@ -142,7 +140,7 @@ def _validate(pair: Pair) -> None:
         raise InputError(
             f"{where}: {childless} of {low.num_spots} parents have no children; drop them."
         )
-    if list(low.genes) != list(high.genes):
+    if not np.array_equal(low.genes, high.genes):
         raise InputError(f"{where}: the two resolutions must have the same genes in one order.")
     off = abs(_members(parent) @ high.counts - low.counts)
     if off.nnz and off.max() > 0:

@@ -338,14 +338,16 @@ class HoloTea(STFlow):
 
     def anchor_of(self, arrays: FlowArrays, batch: Batch) -> jax.Array:
         """The regression, moved by what the neighbours measured."""
-        found = moved.terms(batch.context, batch.anchor, arrays.gene_mean)
-        return batch.anchor + moved.move(arrays.shares, found)
+        return batch.anchor + self._move(arrays, batch)
 
     def centre(self, params: dict, arrays: FlowArrays, batch: Batch) -> jax.Array:
         """As STFlow's about the unmoved anchor, then moved as a whole."""
         said = None if self.image is None else self.image_says(params, arrays, batch)
-        move = self.anchor_of(arrays, batch) - batch.anchor
-        return self.mean(arrays, batch.anchor, said) + move
+        return self.mean(arrays, batch.anchor, said) + self._move(arrays, batch)
+
+    def _move(self, arrays: FlowArrays, batch: Batch) -> jax.Array:
+        found = moved.terms(batch.context, batch.anchor, arrays.gene_mean)
+        return moved.move(arrays.shares, found)
 
     def draw_prior(self, arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
         """x_0 [N, g], of the mix where there is one."""

@@ -30,9 +30,7 @@ def split_largest_remainder(counts: np.ndarray, shares: np.ndarray, mask: np.nda
     whole = np.floor(parts).astype(np.int64)
     rest = np.asarray(counts, np.int64) - whole.sum(axis=-1)
     cut = np.where(mask, parts - whole, -1.0)
-    order = np.argsort(-cut, axis=-1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.broadcast_to(np.arange(cut.shape[-1]), order.shape), axis=-1)
+    rank = np.argsort(np.argsort(-cut, axis=-1, kind="stable"), axis=-1)
     return whole + (rank < rest[..., None])
 
 
@@ -40,14 +38,8 @@ def split_multinomial(
     rng: np.random.Generator, counts: np.ndarray, shares: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
     """Counts [...] thrown one by one onto the children, [..., s] int64; they add up exactly."""
-    left = np.asarray(counts, np.int64)
-    shares, parts = normalized(shares, mask), []
-    rest = np.ones(left.shape)
-    for child in range(shares.shape[-1]):
-        share = shares[..., child]
-        last = ~(mask[..., child + 1 :] & (shares[..., child + 1 :] > 0)).any(axis=-1)
-        chance = np.where(last & (share > 0), 1.0, share / np.maximum(rest, 1e-300))
-        part = rng.binomial(left, np.clip(chance, 0.0, 1.0))
-        parts.append(part)
-        left, rest = left - part, rest - share
-    return np.stack(parts, axis=-1)
+    shares = normalized(shares, mask)
+    shares = np.broadcast_to(shares, (*np.shape(counts), shares.shape[-1]))
+    order = np.argsort(shares, axis=-1)  # NumPy gives the last what rounding leaves over
+    drawn = rng.multinomial(counts, np.take_along_axis(shares, order, axis=-1))
+    return np.take_along_axis(drawn, np.argsort(order, axis=-1), axis=-1)

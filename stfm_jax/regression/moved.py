@@ -20,9 +20,7 @@ import numpy as np
 from stfm_jax.ops.context import Context, known_weight, weighted_mean
 from stfm_jax.regression import regressors
 
-TERMS = 3
-# How many spots' worth the shares of all genes count in those of one [ours]. Leaving out training
-# sections of her2st: 300 and 1,000 alike, 100, 3,000 and no shares per gene below.
+# How many spots' worth the shares of all genes count in those of one [ours].
 COMMON_SPOTS = 1000
 
 

@@ -5,16 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from lattices import STEPS, points
 
 from stfm_jax.data import coarsen
 from stfm_jax.data.lattice import find_lattice
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-
-STEPS = {
-    "square": np.array([[200.0, 0.0], [0.0, 200.0]]),
-    "hex": np.array([[100.0, 0.0], [50.0, 50.0 * np.sqrt(3)]]),
-}
 
 
 def turned(coords, degrees):
@@ -25,8 +21,7 @@ def turned(coords, degrees):
 def tissue(kind="square", degrees=0.0, side=12, jitter=0.05, lost=0.1, seed=0):
     """A slide on a lattice with holes, and the points [n, 2] its spots were put at."""
     rng = np.random.default_rng(seed)
-    index = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
-    index = index[rng.uniform(size=len(index)) >= lost]
+    index = points(side, lost, rng)
     pitch = np.linalg.norm(STEPS[kind][0])
     coords = index @ STEPS[kind] + jitter * pitch * rng.uniform(-1, 1, (len(index), 2))
     slide = Slide(

@@ -3,21 +3,16 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from lattices import STEPS, points
 
 from stfm_jax.data import coarsen
 from stfm_jax.data.slide import Slide
 from stfm_jax.models.baselines import splits
 
-STEPS = {
-    "square": np.array([[200.0, 0.0], [0.0, 200.0]]),
-    "hex": np.array([[100.0, 0.0], [50.0, 50.0 * np.sqrt(3)]]),
-}
-
 
 def pair_of(kind, lost, side=16):
     rng = np.random.default_rng(0)
-    index = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
-    index = index[rng.uniform(size=len(index)) >= lost]
+    index = points(side, lost, rng)
     slope = np.array([[2.0, 0.0], [1.0, 3.0], [0.0, 0.0]])  # of three genes, along the steps
     counts = 50.0 + index @ slope.T
     slide = Slide(

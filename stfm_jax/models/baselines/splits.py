@@ -36,16 +36,14 @@ def predictions(pair: Pair, counts: np.ndarray) -> dict[str, np.ndarray]:
       counts: [P, g] of the parents, for the genes to split.
     """
     field = counts / pair.num_children[:, None]  # per child
-    fields = {"uniform": np.ones((pair.high.num_spots, counts.shape[1]))}
-    for name, order in _ORDERS.items():
-        fields[name] = _interpolated(pair, field, order)
-    fields["gaussian"] = _smoothed(pair, field)
-    return {name: _split(pair, counts, value) for name, value in fields.items()}
-
-
-def _split(pair: Pair, counts: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Counts [P, g] split in proportion to a field [n, g] of the children."""
+    uniform = np.ones((pair.high.num_spots, counts.shape[1]))
+    fields = {"uniform": uniform, **_interpolated(pair, field), "gaussian": _smoothed(pair, field)}
     table = pair.table()
+    return {name: _split(table, counts, value) for name, value in fields.items()}
+
+
+def _split(table: np.ndarray, counts: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """Counts [P, g] split in proportion to a field [n, g] of the children in `Pair.table`."""
     mask = (table >= 0)[:, None, :]
     shares = field[table].transpose(0, 2, 1)
     parts = simplex.split(counts, np.maximum(shares, 0.0), mask)
@@ -54,8 +52,8 @@ def _split(pair: Pair, counts: np.ndarray, field: np.ndarray) -> np.ndarray:
     return out
 
 
-def _interpolated(pair: Pair, field: np.ndarray, order: int) -> np.ndarray:
-    """A spline of this order through the parents' field [P, g], at the children."""
+def _interpolated(pair: Pair, field: np.ndarray) -> dict[str, np.ndarray]:
+    """Splines through the parents' field [P, g], at the children, by row."""
     lattice, index = find_lattice(pair.low.coords_um, pair.low.where)
     there = np.zeros(index.max(axis=0) + 1, bool)
     there[tuple(index.T)] = True
@@ -64,11 +62,13 @@ def _interpolated(pair: Pair, field: np.ndarray, order: int) -> np.ndarray:
     nearest = ndimage.distance_transform_edt(~there, return_distances=False, return_indices=True)
     at = ((pair.high.coords_um - lattice.origin) @ np.linalg.inv(lattice.basis)).T
     filled = field[row_of[tuple(nearest)]]
-    columns = [
-        ndimage.map_coordinates(filled[..., g], at, order=order, mode="nearest")
-        for g in range(field.shape[1])
-    ]
-    return np.stack(columns, axis=1)
+    genes = np.moveaxis(filled, -1, 0)
+
+    def spline(order: int) -> np.ndarray:
+        columns = [ndimage.map_coordinates(g, at, order=order, mode="nearest") for g in genes]
+        return np.stack(columns, axis=1)
+
+    return {name: spline(order) for name, order in _ORDERS.items()}
 
 
 def _smoothed(pair: Pair, field: np.ndarray) -> np.ndarray:
