@@ -8,9 +8,9 @@ tile by tile and noise was keyed to spots, which moved pearson by .001). Mean of
 (pearson; of draws: gene structure, moran, coverage80):
 
                    log1p                      log1p_cp10k
-    kernel_ridge   .606  .857 .124            .503  .898 .109
+    kernel_ridge   .606  .856 .120            .503  .898 .109
     stflow         .620                       .525
-    stflow_draw    .388  .908 .698 .796       .275  .908 .479 .790
+    stflow_draw    .389  .907 .703 .796       .275  .908 .479 .790
 
 Ablations: log1p, same folds, with --config.train.select=False --config.train.epochs=40; pearson of
 stflow, then of stflow_draw gene structure, moran, CRPS, coverage80:

@@ -16,9 +16,8 @@ coverage80 (some 13 minutes for each normalisation, side by side, after the base
     holotea           .630                              .539
     holotea_draw            .909 .797 .857 .768               .904 .640 .676 .773
 
-Ablations stand in the README.
-How neighbours are retrieved (config.stack) was chosen by leaving out training sections, over a grid
-of 72 settings; sections=2 and temperature=0.3 matter, the rest hardly.
+Ablations stand in the README. How neighbours are retrieved (config.stack) was chosen by leaving out
+training sections, before this table was made.
 """
 
 from configs import her2st_stflow
