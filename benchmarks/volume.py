@@ -101,21 +101,21 @@ def _trained(task, training, epochs: int):
     """((task, training set, parameters), seconds an epoch), the base's epochs first."""
     import jax
 
+    from stfm_jax.data.regions import Regions
     from stfm_jax.runtime.devices import make_mesh, replicate, split
-    from stfm_jax.train.loop import Schedule, epoch_batches
     from stfm_jax.train.state import Optimizer, create, train_step
 
     mesh, key, seconds = make_mesh(1), jax.random.key(0), []
-    schedule = Schedule(epochs=epochs, regions_per_slide=1, whole_share=1.0)
     optimizer = Optimizer(learning_rate=1e-3, weight_decay=0.01, ema_decay=0.5)
 
     def train(part, own):
         arrays = replicate(mesh, own.fitted.flow)
         width = part.input_width(own.fitted)
         state = replicate(mesh, create(part, optimizer, key, arrays, width))
+        regions = Regions(own.slides, part.neighbors, part.tile, per_slide=1, whole_share=1.0)
         for epoch in range(epochs):
             started = time.perf_counter()
-            for batches in epoch_batches(schedule, own.slides, part, 0, epoch):
+            for batches in regions.batches(0, epoch):
                 placed = (split(mesh, batch) for batch in batches)
                 state = train_step(part, optimizer, mesh, state, arrays, placed, key)
             jax.block_until_ready(state)

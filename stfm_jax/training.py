@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from stfm_jax.data.regions import Regions
 from stfm_jax.data.slide import Slide
 from stfm_jax.eval import sampling
 from stfm_jax.models.holotea import Neighbours
@@ -127,17 +128,19 @@ class Training:
             warmup_steps=config.warmup_steps,
             ema_decay=config.ema_decay,
         )
-        schedule = Schedule(
-            epochs=epochs,
-            regions_per_slide=config.regions_per_slide,
+        schedule = Schedule(epochs, config.checkpoint_every)
+        regions = Regions(
+            training.slides,
+            task.neighbors,
+            task.tile,
+            per_slide=config.regions_per_slide,
             whole_share=config.whole_share,
-            slides_per_step=config.slides_per_step,
+            per_step=config.slides_per_step,
             accumulate=config.accumulate,
-            checkpoint_every=config.checkpoint_every,
         )
-        slides, flow, seed = training.slides, training.fitted.flow, self.config.seed
+        flow, seed = training.fitted.flow, self.config.seed
         trained = train(
-            directory, stage, task, optimizer, schedule, slides, flow, seed, score, self.mesh
+            directory, stage, task, optimizer, schedule, regions, flow, seed, score, self.mesh
         )
         if score is not None:
             _LOG.info(

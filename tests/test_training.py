@@ -43,8 +43,8 @@ class Recorded:
 
     calls: list = dataclasses.field(default_factory=list)
 
-    def __call__(self, directory, stage, task, optimizer, schedule, slides, arrays, seed, score, _):
-        self.calls.append((directory, stage, task, schedule, slides, arrays, score))
+    def __call__(self, directory, stage, task, optimizer, schedule, data, arrays, seed, score, _):
+        self.calls.append((directory, stage, task, schedule, data.slides, arrays, score))
         return Trained({"call": np.float32(len(self.calls))}, schedule.epochs - 1, 0.5)
 
 

@@ -1,8 +1,8 @@
-"""The training loop: epochs of random regions, history, checkpoints, resuming.
+"""The training loop: epochs of batches, history, checkpoints, resuming.
 
-It knows no method by name: a task gives the loss, a callback the validation score. Every batch and
-every noise follows from (seed, epoch, step), so a run that was killed and goes on ends as one that
-was not.
+It knows no method by name: a task gives the loss, its data the batches, a callback the validation
+score. Every batch and every noise follows from (seed, epoch, step), so a run that was killed and
+goes on ends as one that was not.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from stfm_jax.data.batching import Batch, PreparedSlide, collate, region
 from stfm_jax.errors import InputError
 from stfm_jax.models.task import Task
 from stfm_jax.runtime.checkpoint import Checkpoint
@@ -33,14 +32,27 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How slides become steps."""
+    """How long, and how often to save."""
 
     epochs: int = 100
-    regions_per_slide: int = 10  # regions an epoch draws from each slide [STFlow]
-    whole_share: float = 0.0  # share of those that are the whole slide
-    slides_per_step: int = 1  # regions of a step
-    accumulate: int = 1  # batches they are divided into, done one after the other
     checkpoint_every: int = 5  # epochs
+
+
+class Batches(Protocol):
+    """What is trained on, as steps; they follow from seed, epoch and step alone."""
+
+    width: int  # of a row's features
+    steps: int  # of an epoch
+
+    def batches(
+        self, seed: int, epoch: int, first: int = 0, devices: int = 1
+    ) -> Iterator[Iterator[PyTree]]:
+        """Of each of an epoch's steps from `first` on; leading axes divide by the devices."""
+        ...
+
+    def where(self, seed: int, epoch: int, step: int) -> str:
+        """Whose data a step sees, for messages."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +70,7 @@ def train(
     task: Task,
     optimizer: Optimizer,
     schedule: Schedule,
-    slides: Sequence[PreparedSlide],
+    data: Batches,
     arrays: PyTree,
     seed: int,
     score: Callable[[PyTree], float] | None = None,
@@ -72,8 +84,8 @@ def train(
       stage: name in the history.
       task: see models.task.
       optimizer: its settings.
-      schedule: epochs and regions.
-      slides: training slides with targets.
+      schedule: epochs and checkpoints.
+      data: what to train on.
       arrays: the task's fitted arrays.
       seed: of initialisation, regions and noise.
       score: validation score of EMA parameters, higher is better; None when refitting.
@@ -88,9 +100,8 @@ def train(
     latest, best = Checkpoint(directory / "latest"), Checkpoint(directory / "best")
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     mesh = mesh or make_mesh(1)
-    width = slides[0].features.shape[1]
-    state = replicate(mesh, create(task, optimizer, key_init, arrays, width))
-    steps_per_epoch = -(-len(slides) * schedule.regions_per_slide // schedule.slides_per_step)
+    state = replicate(mesh, create(task, optimizer, key_init, arrays, data.width))
+    steps_per_epoch = data.steps
     if latest.step is not None and latest.step > schedule.epochs * steps_per_epoch:
         latest.clear()  # of a longer schedule, which was stopped: a refit for fewer epochs now
         best.clear()
@@ -110,15 +121,13 @@ def train(
 
     def where(step):
         epoch, index = divmod(step, steps_per_epoch)
-        parts = epoch_steps(schedule, len(slides), seed, epoch)[index]
-        names = ", ".join(sorted({slides[i].name for i, _ in parts}))
-        return f"step {step} (epoch {epoch}), on slide {names}"
+        return f"step {step} (epoch {epoch}), on {data.where(seed, epoch, index)}"
 
     with sigterm_flag() as stop, _progress(stage, first_epoch, schedule.epochs) as bar:
         for epoch in range(first_epoch, schedule.epochs):
             started = time.perf_counter()
             first = int(state.step) - epoch * steps_per_epoch
-            for batches in epoch_batches(schedule, slides, task, seed, epoch, first, mesh.size):
+            for batches in data.batches(seed, epoch, first, mesh.size):
                 placed = (split(mesh, batch) for batch in batches)
                 state = train_step(task, optimizer, mesh, state, arrays, placed, key_steps)
                 if not stop.is_set() or several():  # processes stop together, at an epoch's end
@@ -170,43 +179,6 @@ def _best(rows: Sequence[dict]) -> tuple[int, float]:
     scores = np.array([float(row["validation"]) for row in rows])
     index = int(np.argmax(scores))
     return int(rows[index]["epoch"]), float(scores[index])
-
-
-def epoch_steps(
-    schedule: Schedule, num_slides: int, seed: int, epoch: int
-) -> list[list[tuple[int, int]]]:
-    """The steps of an epoch, each some (slide, which of its regions)."""
-    parts = [(i, j) for i in range(num_slides) for j in range(schedule.regions_per_slide)]
-    order = np.random.default_rng([seed, epoch]).permutation(len(parts))
-    size = schedule.slides_per_step
-    return [[parts[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
-
-
-def epoch_batches(
-    schedule: Schedule,
-    slides: Sequence[PreparedSlide],
-    task: Task,
-    seed: int,
-    epoch: int,
-    first: int = 0,
-    devices: int = 1,
-) -> Iterator[Iterator[Batch]]:
-    """The batches of an epoch's steps from `first` on; a function of seed, epoch and step."""
-    whole = round(schedule.whole_share * schedule.regions_per_slide)
-
-    def drawn(i, j):
-        if j < whole:
-            return slides[i]
-        rng = np.random.default_rng([seed, epoch, i, j])
-        return region(slides[i], rng, at_least=4 * task.neighbors)
-
-    def batches(parts):
-        size = -(-len(parts) // schedule.accumulate)
-        for at in range(0, len(parts), size):
-            regions = [drawn(*part) for part in parts[at : at + size]]
-            yield collate(regions, task.neighbors, task.tile, devices, first_slide=at)
-
-    return (batches(parts) for parts in epoch_steps(schedule, len(slides), seed, epoch)[first:])
 
 
 def _interrupted(state: TrainState, stage: str) -> Interrupted:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from stfm_jax.data.batching import collate
+from stfm_jax.data.regions import Regions
 from stfm_jax.errors import InputError
 from stfm_jax.eval import sampling
 from stfm_jax.models.build import build
@@ -20,8 +21,6 @@ from stfm_jax.train.state import Optimizer, _sums, create
 
 DEVICES = 4
 SEED = 3
-# 5 epochs of 10 steps, each of three slides: a device holds parts of one or two.
-SCHEDULE = Schedule(epochs=5, regions_per_slide=10, whole_share=1.0, slides_per_step=3)
 OPTIMIZER = Optimizer(learning_rate=3e-3)
 
 
@@ -51,13 +50,17 @@ def training(task):
     return task.fit(slides, list(slides[0].genes[:8]))
 
 
-def fit(folder, task, training, devices, **changed):
-    """(parameters, loss of every epoch) of a run on so many devices."""
-    schedule = dataclasses.replace(SCHEDULE, **changed)
-    arrays, mesh = training.fitted.flow, make_mesh(devices)
-    result = train(
-        folder, "fold 0", task, OPTIMIZER, schedule, training.slides, arrays, SEED, None, mesh
-    )
+def fit(folder, task, training, devices, epochs=5, accumulate=1):
+    """(parameters, loss of every epoch) of a run on so many devices.
+
+    Of 10 steps an epoch, each of three slides: a device holds parts of one or two.
+    """
+    data = Regions(
+        training.slides, task.neighbors, task.tile, whole_share=1.0, per_step=3,
+        accumulate=accumulate,
+    )  # fmt: skip
+    arrays, mesh, schedule = training.fitted.flow, make_mesh(devices), Schedule(epochs)
+    result = train(folder, "fold 0", task, OPTIMIZER, schedule, data, arrays, SEED, None, mesh)
     losses = [float(row["train_loss"]) for row in read_csv(folder / "history.csv")]
     return jax.tree.map(np.asarray, result.params), np.array(losses)
 

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from stfm_jax.data.batching import PreparedSlide
+from stfm_jax.data.regions import Regions
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.interrupt import Interrupted
 from stfm_jax.train import loop
-from stfm_jax.train.loop import Schedule, epoch_batches, epoch_steps, train
+from stfm_jax.train.loop import Schedule, train
 from stfm_jax.train.state import Optimizer
 
 TRACES = []
 OPTIMIZER = Optimizer(learning_rate=0.05, ema_decay=0.9)
-SCHEDULE = Schedule(epochs=5, regions_per_slide=2, whole_share=0.5, checkpoint_every=2)
+SCHEDULE = Schedule(epochs=5, checkpoint_every=2)
 STEPS = 4  # of an epoch, with two slides
 
 
@@ -31,8 +32,6 @@ class Linear:
     """expression = features W, with noise on the features."""
 
     name = "linear"
-    neighbors = 3
-    tile: int = 512
 
     def init(self, key, arrays, num_features):
         return {"w": jax.random.normal(key, (num_features, 2))}
@@ -70,15 +69,13 @@ def jagged(params) -> float:
     return math.sin(55.0 * float(jnp.sum(params["w"])))
 
 
-def fit(folder, score=jagged, schedule=SCHEDULE, slides=SLIDES, seed=0):
+def regions(slides, per_slide=2):
+    return Regions(slides, neighbors=3, tile=512, per_slide=per_slide, whole_share=0.5)
+
+
+def fit(folder, score=jagged, schedule=SCHEDULE, data=regions(SLIDES), seed=0):  # noqa: B008
     stage = "fold 0 select"
-    return train(folder, stage, Linear(), OPTIMIZER, schedule, slides, ARRAYS, seed, score)
-
-
-def batches(schedule, slides, seed, epoch, first=0, tile=512):
-    """The one batch of each step of an epoch."""
-    task = dataclasses.replace(Linear(), tile=tile)
-    return [batch for (batch,) in epoch_batches(schedule, slides, task, seed, epoch, first)]
+    return train(folder, stage, Linear(), OPTIMIZER, schedule, data, ARRAYS, seed, score)
 
 
 def history(folder) -> list[dict]:
@@ -198,16 +195,17 @@ def test_sigterm_at_any_step_saves_that_step(tmp_path, whole, steps, score):
 
 def test_handlers_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    fit(tmp_path, None, Schedule(epochs=1, regions_per_slide=1))
+    fit(tmp_path, None, Schedule(epochs=1), regions(SLIDES, per_slide=1))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_infinite_loss_names_step_and_slide_and_keeps_the_last_good_checkpoint(tmp_path):
     good = fit(tmp_path, None, dataclasses.replace(SCHEDULE, epochs=1))
-    bad = [SLIDES[0], slide("broken", 3, poison=True)]
-    first = next(i for i, b in enumerate(batches(SCHEDULE, bad, 0, 1)) if np.isinf(b.expr).any())
+    bad = regions([SLIDES[0], slide("broken", 3, poison=True)])
+    epoch = enumerate(bad.batches(0, 1))
+    first = next(i for i, (batch,) in epoch if np.isinf(batch.expr).any())
     with pytest.raises(InputError, match=rf"at step {STEPS + first} \(epoch 1\), on slide broken"):
-        fit(tmp_path, None, slides=bad)
+        fit(tmp_path, None, data=bad)
     assert_same(fit(tmp_path, None, dataclasses.replace(SCHEDULE, epochs=1)), good)
 
 
@@ -218,56 +216,3 @@ def test_a_shorter_schedule_does_not_take_a_longer_ones_checkpoint(tmp_path):
     fit(tmp_path / "used", None)
     assert_same(fit(tmp_path / "used", None, short), expected)
     assert len(history(tmp_path / "used")) == 2
-
-
-def assert_same_batches(some, others):
-    for one, other in zip(some, others, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def places(batches):
-    return [batch.place[batch.spot_mask].tolist() for batch in batches]
-
-
-def test_batches_follow_from_seed_and_epoch():
-    schedule = Schedule(epochs=1, regions_per_slide=4, whole_share=0.25, slides_per_step=3)
-
-    def drawn(seed, epoch):
-        return batches(schedule, SLIDES, seed, epoch)
-
-    steps = epoch_steps(schedule, 2, 0, 0)
-    assert sorted(part for parts in steps for part in parts) == [
-        (i, j) for i in range(2) for j in range(4)
-    ]
-    assert [len(parts) for parts in steps] == [3, 3, 2]
-    for parts, batch in zip(steps, drawn(0, 0), strict=True):
-        assert sorted({*batch.slide[batch.spot_mask]}) == list(range(len(parts)))
-        for index, (i, _) in enumerate(parts):  # what the step says is what the batch holds
-            mine = batch.spot_mask & (batch.slide == index)
-            np.testing.assert_array_equal(batch.expr[mine], SLIDES[i].expr[batch.place[mine]])
-    assert_same_batches(drawn(0, 3), drawn(0, 3))
-    assert places(drawn(0, 3)) != places(drawn(0, 4)) != places(drawn(1, 4))
-    assert steps != epoch_steps(schedule, 2, 0, 1) != epoch_steps(schedule, 2, 1, 1)
-    whole = Schedule(epochs=1, regions_per_slide=2, whole_share=1.0)
-    assert places(batches(whole, SLIDES, 0, 0)) == [list(range(30))] * 4
-
-
-def test_an_epochs_regions_differ():
-    """Each region of each slide has randomness of its own."""
-    drawn = places(batches(Schedule(regions_per_slide=6), SLIDES, 0, 0))
-    assert len({tuple(place) for place in drawn}) == len(drawn) == 12
-
-
-def test_batches_from_a_step_on_are_those_of_the_whole_epoch():
-    schedule = Schedule(regions_per_slide=4, slides_per_step=3)
-    whole = batches(schedule, SLIDES, 0, 2)
-    for first in range(4):
-        assert_same_batches(batches(schedule, SLIDES, 0, 2, first), whole[first:])
-
-
-def test_batches_have_the_tiles_asked_for():
-    """The same regions, whatever the tiles."""
-    one, several = (batches(SCHEDULE, SLIDES, 0, 0, tile=size) for size in (512, 16))
-    assert {batch.tiles.num_tiles for batch in one} == {1}
-    assert {batch.tiles.size for batch in several} == {16}
-    assert [sorted(a) for a in places(several)] == places(one)
