@@ -83,6 +83,27 @@ def get_config() -> ConfigDict:
     stack.prior_decay_um = 50.0  # along z
     stack.consistency = 0.0  # weight of the loss
 
+    coarsen = config.coarsen = ConfigDict()  # srast: how children are grouped
+    coarsen.group = "2x2"  # 4x4 | hex7, of their lattice; size: squares; named: obs['parent']
+    coarsen.shift = (0, 0)  # steps of the lattice; it moves the scores
+    coarsen.size_um = 0.0  # side of the squares
+
+    srast = config.srast = ConfigDict()
+    srast.image = False  # features of the children's patches are seen
+    srast.path = "dirichlet"  # or clr: flow between centred log-ratios
+    srast.pairing = "independent"  # optimal: noise paired with data by optimal transport
+    srast.velocity = 1.0  # weight of the squared error of the shares
+    srast.kl = 1.0  # of the divergence from the measured shares
+    srast.boundary = 0.01  # of the divergence from even shares
+    srast.width = 16
+    srast.blocks = 1
+    srast.heads = 2
+    srast.batch = 4096  # pairs of parent and gene of a step
+    srast.pool = 200  # most expressed genes, of which data.num_genes most variable are scored
+    srast.trained_on = 200  # most expressed genes; those that are scored are left out
+    srast.simulated_seeds = ()  # train on simulated tissue alone (data.tissue), test on the slides
+    srast.pairs_at_once = 65536  # of parent and gene, when splitting
+
     config.prior = "zinb_fit"  # zinb_scalar | gaussian | zero
 
     train = config.train = ConfigDict()
@@ -118,4 +139,6 @@ def get_config() -> ConfigDict:
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
     predict.html = True  # of a stack, the view in 3D
+    predict.children = ""  # srast: file of the children, with obs['parent']; else their lattice's
+    predict.whole = "largest_remainder"  # srast: draws in whole counts; or multinomial | real
     return config

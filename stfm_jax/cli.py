@@ -18,9 +18,10 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from stfm_jax import experiment
+from stfm_jax import experiment, superres
 from stfm_jax.errors import InputError
-from stfm_jax.eval import model_store, predict, predict_stack
+from stfm_jax.eval import model_store, predict, predict_split, predict_stack, split_model
+from stfm_jax.models import build
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import disk_full_message, is_disk_full, read_json, write_json
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
@@ -46,15 +47,17 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     if mode == "predict":
         _predict(config, workdir)
         return
-    opened = experiment.open_experiment(config, workdir)
-    with claimed_workdir(opened):
-        opened = experiment.embed_slides(opened)
-        if mode in ("train", "eval"):
+    of_pairs = config.method in build.OF_PAIRS
+    kind = superres if of_pairs else experiment
+    opened = kind.open_experiment(config, workdir)
+    with claimed_workdir(opened, kind.check_folds):
+        opened = kind.embed_slides(opened)
+        if mode in ("train", "eval") and not of_pairs:
             opened = experiment.register_slides(opened)
         if mode == "train":
-            experiment.train_folds(opened)
+            kind.train_folds(opened)
         elif mode == "eval":
-            experiment.evaluate_folds(opened)
+            kind.evaluate_folds(opened)
         else:
             _LOG.info("embeddings of %d slides are in place", len(opened.slides))
 
@@ -62,6 +65,10 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
 def _predict(config: ConfigDict, workdir: Path) -> None:
     name = "final" if config.fold is None else f"fold_{config.fold}"
     directory = workdir / name / "model"
+    if config.method in build.OF_PAIRS:
+        split = split_model.load(directory, config)
+        predict_split.run(config, split, directory, experiment.builtin_encoder(config))
+        return
     model = model_store.load(directory, config)
     if model.task.base is not None:
         predict_stack.run(model, predict_stack.read_input(config, model), config, directory)
@@ -84,7 +91,9 @@ def check_workdir(config: ConfigDict, workdir: Path, new: bool) -> None:
 
 
 @contextlib.contextmanager
-def claimed_workdir(opened: experiment.Experiment) -> Iterator[None]:
+def claimed_workdir(
+    opened: experiment.Experiment, check: Callable[[experiment.Experiment], None]
+) -> Iterator[None]:
     """Writes the resolved config into a workdir that has none, which belongs to it from then on.
 
     After every check that needs no embedding, and undone where bad input ends the run before
@@ -93,13 +102,13 @@ def claimed_workdir(opened: experiment.Experiment) -> Iterator[None]:
     for its own.
 
     Raises:
-      InputError: as `experiment.check_folds`.
+      InputError: as `check`, which looks at the folds.
     """
     workdir, path = opened.workdir, opened.workdir / "config.json"
     if path.exists():
         yield
         return
-    experiment.check_folds(opened)
+    check(opened)
     existed = workdir.exists()
     write_json(path, _plain(opened.config))
     try:

@@ -80,7 +80,7 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
     if encoder is None:
         _check_features(experiment.slides)
     else:
-        require_images(experiment.slides, encoder, _cache(experiment))
+        require_images(experiment.slides, encoder, cache(experiment))
     return experiment
 
 
@@ -102,7 +102,7 @@ def embed_slides(experiment: Experiment) -> Experiment:
     if encoder is None:
         return experiment
     with distributed.main_first("embeddings"):
-        slides = embedded(experiment.slides, encoder, _cache(experiment))
+        slides = embedded(experiment.slides, encoder, cache(experiment))
     _check_sizes(slides, experiment.config.model.neighbors)  # a cache may lack some spots
     _check_features(slides)
     return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
@@ -137,13 +137,15 @@ def register_slides(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
 
 
-def _cache(experiment: Experiment) -> Path:
+def cache(experiment: Experiment) -> Path:
     """Where features of the built-in encoder are kept."""
     return Path(experiment.config.encoder.dir or experiment.workdir / "embeddings")
 
 
 def builtin_encoder(config: Any) -> Encoder | None:
-    """The built-in encoder of a config, None where embeddings are given."""
+    """The built-in encoder of a config, None where embeddings are given, or no image is seen."""
+    if config.method in build.OF_PAIRS and not config.srast.image:
+        return None
     name = config.encoder.name
     return Encoder(name, config.encoder.patch_um) if name in BUILT_IN else None
 
@@ -170,8 +172,18 @@ def _report(experiment: Experiment) -> None:
 
 def evaluate_folds(experiment: Experiment) -> None:
     """Scores trained folds again from their saved models, and rewrites the report."""
-    config = experiment.config
-    count = len(experiment.dataset.folds)
+    for fold in trained_folds(experiment):
+        _score_fold(experiment, fold)
+    _report(experiment)
+
+
+def trained_folds(experiment: Experiment) -> list[int]:
+    """Those asked for that have a model.
+
+    Raises:
+      InputError: none has.
+    """
+    config, count = experiment.config, len(experiment.dataset.folds)
     folds = [
         fold
         for fold in (range(count) if config.fold is None else [config.fold])
@@ -179,9 +191,7 @@ def evaluate_folds(experiment: Experiment) -> None:
     ]
     if not folds:
         raise InputError(f"{experiment.workdir}: holds no trained fold; run --mode=train first.")
-    for fold in folds:
-        _score_fold(experiment, fold)
-    _report(experiment)
+    return folds
 
 
 def _run_fold(experiment: Experiment, fold: int) -> None:
@@ -226,15 +236,22 @@ def _train_final(experiment: Experiment) -> None:
     done = sorted(experiment.workdir.glob("fold_*/fold.json"))
     chosen = [model_store.epochs(path.parent / "model") for path in done]
     epochs = tuple(int(np.median(of_part)) for of_part in zip(*chosen, strict=True))
-    if distributed.of_main(model_store.exists(directory / "model")):
-        if model_store.epochs(directory / "model") == epochs:
-            return
-        _LOG.info("all slides: more folds changed the number of epochs; refitting")
-        distributed.barrier("refit")
-        if distributed.is_main():
-            shutil.rmtree(directory)
-        distributed.barrier("removed")
-    _train_model(experiment, directory, "all slides", experiment.slides, epochs)
+    if refits(directory, epochs):
+        _train_model(experiment, directory, "all slides", experiment.slides, epochs)
+
+
+def refits(directory: Path, epochs: tuple[int, ...]) -> bool:
+    """Whether the final model is to be trained; one of other numbers of epochs is removed."""
+    if not distributed.of_main(model_store.exists(directory / "model")):
+        return True
+    if model_store.epochs(directory / "model") == epochs:
+        return False
+    _LOG.info("all slides: more folds changed the number of epochs; refitting")
+    distributed.barrier("refit")
+    if distributed.is_main():
+        shutil.rmtree(directory)
+    distributed.barrier("removed")
+    return True
 
 
 def _write_unseen(experiment: Experiment) -> None:
@@ -243,7 +260,7 @@ def _write_unseen(experiment: Experiment) -> None:
     slides = datasets.unseen(config.data)
     encoder = builtin_encoder(config)
     if encoder is not None:
-        slides = embedded(slides, encoder, _cache(experiment))
+        slides = embedded(slides, encoder, cache(experiment))
     for i, slide in enumerate(slides):
         h5ad.write(slide, experiment.workdir / ("slide.h5ad" if i == 0 else f"slide_{i}.h5ad"))
 
@@ -260,7 +277,7 @@ def _write_sections(experiment: Experiment) -> None:
         unseen = datasets.unseen(config.data)
         encoder = builtin_encoder(config)
         if encoder is not None:
-            unseen = embedded(unseen, encoder, _cache(experiment))
+            unseen = embedded(unseen, encoder, cache(experiment))
         slides = slides + [dataclasses.replace(s, counts=None, genes=None) for s in unseen]
     for slide in slides:
         folder = experiment.workdir / "sections" / (slide.patient or "stack")

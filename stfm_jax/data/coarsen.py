@@ -1,7 +1,8 @@
 """Coarser spots out of finer ones: parents, whose counts are the sums of their children's.
 
 Groups of points of the slide's lattice, squares of a size, or parents that a file names. At the
-edge of the tissue a parent has fewer children.
+edge of the tissue a parent has fewer children. And the way back: places of the children that
+parents on a lattice would have.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from stfm_jax.errors import InputError
 # Steps from the centre of a hexagonal flower by (i + 5 j) mod 7, which is 0 at the centres.
 _FLOWER = np.array([(0, 0), (1, 0), (0, -1), (1, -1), (-1, 1), (0, 1), (-1, 0)])
 GROUPS = {"2x2": 4, "4x4": 16, "hex7": 7}  # children of a whole parent
+NAMED, SIZED = "named", "size"  # other ways to group: by obs['parent'], by squares of a size
+_FLOWER_STEPS = np.array([(2, 1), (-1, 3)])  # between neighbouring flowers, in children's steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """One tissue at two resolutions: P parents and n children, G genes.
 
-    Construction validates: every parent has children, and its counts are their sum.
+    Construction validates: every parent has children, and its counts are their sum where the
+    children's are known.
     """
 
-    low: Slide  # the parents
-    high: Slide  # the children
+    low: Slide  # the parents, with counts
+    high: Slide  # the children, with or without counts
     parent: np.ndarray  # [n] int64, row of the child's parent
 
     def __post_init__(self):
@@ -53,6 +57,86 @@ class Pair:
         table[self.parent[order], place] = order
         return table
 
+    def of_parents(self, index: np.ndarray) -> Pair:
+        """Some of the parents [m], ascending, with their children."""
+        row_of = np.full(self.low.num_spots, -1)
+        row_of[index] = np.arange(len(index))
+        children = np.flatnonzero(row_of[self.parent] >= 0)
+        low, high = self.low.subset(index), self.high.subset(children)
+        return Pair(low, high, row_of[self.parent[children]])
+
+
+def coarsened(
+    slide: Slide, group: str, shift: tuple[int, int] = (0, 0), size_um: float = 0.0
+) -> Pair:
+    """The pair that a config's `coarsen` section makes of a slide with counts.
+
+    Args:
+      slide: the children.
+      group: of GROUPS; NAMED: the slide's own `parent`; SIZED: squares of `size_um`.
+      shift: of groups of the lattice.
+      size_um: side of the squares.
+
+    Raises:
+      InputError: it cannot be done.
+    """
+    if group == SIZED:
+        return by_size(slide, size_um)
+    if group != NAMED:
+        return by_lattice(slide, group, shift)
+    if slide.parent is None:
+        raise InputError(
+            f"{slide.where}: expected the names of its spots' parents in obs['parent']."
+        )
+    return by_name(slide, slide.parent)
+
+
+def subdivided(low: Slide, group: str) -> Pair:
+    """The children, without counts, of parents on a lattice that were grouped as in `by_lattice`.
+
+    Raises:
+      InputError: the parents lie on no lattice, or on one of another kind.
+    """
+    if group not in GROUPS:
+        raise InputError(
+            f"{low.where}: where its children lie does not follow from groups by {group!r}; give a "
+            "file of them, with obs['parent'], by --config.predict.children."
+        )
+    lattice, _ = find_lattice(low.coords_um, low.where)
+    if group == "hex7":
+        _require_hex(lattice.kind, low.where)
+        steps = _FLOWER @ np.linalg.inv(_FLOWER_STEPS)
+    else:
+        side = int(group[0])
+        steps = (np.indices((side, side)).reshape(2, -1).T - (side - 1) / 2) / side
+    s = len(steps)
+    parent = np.repeat(np.arange(low.num_spots), s)
+    names = [f"{name}_{k}" for name in low.barcodes for k in range(s)]
+    coords = (low.coords_um[:, None] + steps @ lattice.basis).reshape(-1, 2)
+    return Pair(low, _without_counts(low, np.array(names), coords), parent)
+
+
+def with_children(low: Slide, high: Slide) -> Pair:
+    """Parents and children of two files, the children naming their `parent`.
+
+    Raises:
+      InputError: some of either have none of the other; counts of both that do not add up.
+    """
+    if high.parent is None:
+        raise InputError(
+            f"{high.where}: expected the names of its spots' parents in obs['parent']."
+        )
+    row_of = {name: i for i, name in enumerate(low.barcodes)}
+    parent = np.array([row_of.get(name, -1) for name in high.parent])
+    lost = np.flatnonzero(parent < 0)
+    if len(lost):
+        raise InputError(
+            f"{high.where}: {len(lost)} of {high.num_spots} children have no parent in "
+            f"{low.where}, first {str(high.barcodes[lost[0]])!r}, whose obs['parent'] is "
+            f"{str(high.parent[lost[0]])!r}; drop them, or correct it."
+        )
+    return Pair(low, high, parent)
+
 
 def by_lattice(slide: Slide, group: str = "2x2", shift: tuple[int, int] = (0, 0)) -> Pair:
     """Parents that are groups of points of the slide's lattice.
@@ -70,10 +154,7 @@ def by_lattice(slide: Slide, group: str = "2x2", shift: tuple[int, int] = (0, 0)
     shift = np.asarray(shift)
     index = index + shift
     if group == "hex7":
-        if lattice.kind != "hex":
-            raise InputError(
-                f"{slide.where}: its lattice is {lattice.kind}, groups of hex7 need hex."
-            )
+        _require_hex(lattice.kind, slide.where)
         group_of = index - _FLOWER[(index[:, 0] + 5 * index[:, 1]) % 7]
         middle = group_of - shift
     else:
@@ -102,6 +183,21 @@ def by_name(slide: Slide, parents: np.ndarray) -> Pair:
     return _summed(slide, parent, names, middle)
 
 
+def _require_hex(kind: str, where: str) -> None:
+    if kind != "hex":
+        raise InputError(f"{where}: its lattice is {kind}, groups of hex7 need hex.")
+
+
+def _without_counts(slide: Slide, names: np.ndarray, coords_um: np.ndarray) -> Slide:
+    """Other spots of the same tissue, of which only the places are known."""
+    um_per_unit = np.ptp(slide.coords_um, axis=0).max() / np.ptp(slide.coords_in, axis=0).max()
+    return dataclasses.replace(
+        slide, barcodes=names, coords_um=coords_um, coords_in=coords_um / um_per_unit,
+        counts=None, genes=None, features=None, encoder=None, patches=None, registered_um=None,
+        parent=None,
+    )  # fmt: skip
+
+
 def _gathered(slide: Slide, group_of: np.ndarray, middle: np.ndarray) -> Pair:
     """Parents by group [n, 2] of integers; middle [n, 2] of each spot's group, micrometres."""
     groups, one, parent = np.unique(group_of, axis=0, return_index=True, return_inverse=True)
@@ -113,12 +209,9 @@ def _gathered(slide: Slide, group_of: np.ndarray, middle: np.ndarray) -> Pair:
 def _summed(slide: Slide, parent: np.ndarray, names: np.ndarray, coords_um: np.ndarray) -> Pair:
     if slide.counts is None:
         raise InputError(f"{slide.where}: has no counts, so its spots cannot be added up.")
-    low = dataclasses.replace(
-        slide, barcodes=names, coords_um=coords_um, coords_in=coords_um, spatial_unit="um",
-        counts=(_members(parent) @ slide.counts).tocsr(), features=None, encoder=None, patches=None,
-        registered_um=None,
-    )  # fmt: skip
-    return Pair(low, slide, parent)
+    counts = (_members(parent) @ slide.counts).tocsr()
+    low = _without_counts(slide, names, coords_um)
+    return Pair(dataclasses.replace(low, counts=counts, genes=slide.genes), slide, parent)
 
 
 def _members(parent: np.ndarray) -> sp.csr_matrix:
@@ -140,6 +233,10 @@ def _validate(pair: Pair) -> None:
         raise InputError(
             f"{where}: {childless} of {low.num_spots} parents have no children; drop them."
         )
+    if low.counts is None:
+        raise InputError(f"{low.where}: has no counts to split; give raw counts in X.")
+    if high.counts is None:
+        return
     if not np.array_equal(low.genes, high.genes):
         raise InputError(f"{where}: the two resolutions must have the same genes in one order.")
     off = abs(_members(parent) @ high.counts - low.counts)

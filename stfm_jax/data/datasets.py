@@ -164,18 +164,22 @@ def _anndata(data) -> Dataset:
 
 
 def _simulated(data) -> Dataset:
-    volumes = simulate.cohort(_tissue(data.tissue), list(data.seeds), keep_mean=False)
-    slides = {slide.name: slide for volume in volumes for slide in volume.slides}
+    slides = simulated_slides(data.tissue, data.seeds)
     if data.unseen:
         slides = dict(list(slides.items())[: -data.unseen])
     folds, note = leave_one_out(slides)
     return Dataset(slides, folds, None, f"simulated tissue; {note}")
 
 
+def simulated_slides(tissue: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Slide]:
+    """Sections of one volume for each seed, by name."""
+    volumes = simulate.cohort(_tissue(tissue), list(seeds), keep_mean=False)
+    return {slide.name: slide for volume in volumes for slide in volume.slides}
+
+
 def unseen(data: Any) -> list[Slide]:
     """The last `data.unseen` simulated sections, which `load` leaves out: slides to predict."""
-    volumes = simulate.cohort(_tissue(data.tissue), list(data.seeds), keep_mean=False)
-    return [slide for volume in volumes for slide in volume.slides][-data.unseen :]
+    return list(simulated_slides(data.tissue, data.seeds).values())[-data.unseen :]
 
 
 def _tissue(fields: Mapping[str, Any]) -> simulate.TissueParams:

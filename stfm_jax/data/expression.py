@@ -71,6 +71,36 @@ def expression(slide: Slide, genes: Sequence[str], normalization: str) -> np.nda
     )
 
 
+def most_expressed_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
+    """The genes of most counts over all slides, among those present in every one; ties by name."""
+    common = sorted(set.intersection(*(set(slide.genes) for slide in slides)))
+    total = np.zeros(len(common))
+    for slide in slides:
+        position = {gene: i for i, gene in enumerate(slide.genes)}
+        total += slide.counts.sum(axis=0).A1[[position[gene] for gene in common]]
+    order = np.argsort(-total, kind="stable")[:num_genes]
+    return [common[i] for i in order if total[i] > 0]
+
+
+def most_variable_counts(
+    slides: Sequence[Slide], genes: Sequence[str], num_genes: int
+) -> list[str]:
+    """Those of some genes whose log1p(counts) vary most over all spots.
+
+    Raises:
+      InputError: none of them varies.
+    """
+    logged = np.log1p(np.concatenate([gene_counts(slide, genes) for slide in slides]))
+    variance = logged.var(axis=0)
+    if not len(genes) or variance.max() <= 0:
+        raise InputError(
+            f"{slides[0].where}: none of {len(genes)} genes that all {len(slides)} slides share "
+            "varies between spots; give raw counts of more genes."
+        )
+    order = np.argsort(-variance, kind="stable")[:num_genes]
+    return [genes[i] for i in order if variance[i] > 0]
+
+
 def most_variable_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
     """The genes of highest variance of log1p(counts per 10,000) over all spots of the slides.
 

@@ -38,6 +38,7 @@ class Slide:
     section: str = ""
     z_um: float | None = None  # position of the section in its stack, micrometres
     registered_um: np.ndarray | None = None  # [n, 2] float64, places in its stack's common frame
+    parent: np.ndarray | None = None  # [n] str, each spot's coarser spot, where the file names it
     source: str = ""  # the file it came from, for messages
 
     def __post_init__(self):
@@ -59,7 +60,14 @@ class Slide:
         index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
         pick = {
             field: None if getattr(self, field) is None else getattr(self, field)[index]
-            for field in ("barcodes", "coords_um", "coords_in", "counts", "registered_um")
+            for field in (
+                "barcodes",
+                "coords_um",
+                "coords_in",
+                "counts",
+                "registered_um",
+                "parent",
+            )
         }
         features = None if self.features is None else rows.take(self.features, index)
         patches = None if self.patches is None else SubsetPatches(self.patches, index)

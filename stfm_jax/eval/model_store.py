@@ -152,8 +152,8 @@ def exists(directory: Path) -> bool:
 
 def epochs(directory: Path) -> tuple[int, ...]:
     """Epochs it was trained for, those of its base before it."""
-    meta = _meta(directory)
-    return (*meta.get("base_epochs", ()), int(meta["epochs"]))
+    read = meta(directory)
+    return (*read.get("base_epochs", ()), int(read["epochs"]))
 
 
 def save(directory: Path, model: Model, epochs: Sequence[int]) -> None:
@@ -186,10 +186,8 @@ def load(directory: Path, config: Any) -> Model:
     Raises:
       InputError: it is not there, damaged, or does not fit the config.
     """
-    if not exists(directory):
-        raise InputError(f"{directory}: holds no trained model; run --mode=train first.")
-    meta = _meta(directory)
-    task = build(config, len(meta["targets"]))
+    known = meta(directory)
+    task = build(config, len(known["targets"]))
     fitted = _fitted(task, load_arrays(directory / "fitted.npz"), directory)
     width = task.input_width(fitted)
     template = jax.eval_shape(lambda: task.init(jax.random.key(0), fitted.flow, width))
@@ -200,22 +198,29 @@ def load(directory: Path, config: Any) -> Model:
         task=task,
         fitted=fitted,
         params=params,
-        genes=tuple(meta["genes"]),
-        targets=tuple(meta["targets"]),
+        genes=tuple(known["genes"]),
+        targets=tuple(known["targets"]),
         residuals=load_arrays(directory / "residuals.npz")["residuals"],
-        encoder=meta["encoder"],
+        encoder=known["encoder"],
     )
 
 
-def _meta(directory: Path) -> dict[str, Any]:
-    meta = read_json(directory / "model.json")
+def meta(directory: Path) -> dict[str, Any]:
+    """What a model's model.json says.
+
+    Raises:
+      InputError: there is no model, or it was written by another version.
+    """
+    if not exists(directory):
+        raise InputError(f"{directory}: holds no trained model; run --mode=train first.")
+    read = read_json(directory / "model.json")
     needed = {"genes", "targets", "encoder", "epochs"}
-    if not isinstance(meta, dict) or not needed <= meta.keys():
+    if not isinstance(read, dict) or not needed <= read.keys():
         raise InputError(
             f"{directory / 'model.json'}: expected {', '.join(sorted(needed))} as this version "
             "writes them; train again into another --workdir."
         )
-    return meta
+    return read
 
 
 def _fitted(task: STFlow, tree: dict, directory: Path) -> Any:

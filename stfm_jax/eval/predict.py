@@ -56,7 +56,7 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
     folder = Path(options.output).parent
     budget.check(model, slide, options.draws, folder, embeds=bool(options.image))
     if options.image:
-        slide = _embed_image(slide, config, encoder)
+        slide = embedded_image(slide, config, encoder)
     if slide.features is None:
         raise InputError(
             f"{slide.where}: has no features in obsm[{options.features_key!r}]; add the embedding "
@@ -104,7 +104,8 @@ def check_options(options: Any) -> None:
         )
 
 
-def _embed_image(slide: Slide, config: Any, encoder: Encoder | None) -> Slide:
+def embedded_image(slide: Slide, config: Any, encoder: Encoder | None) -> Slide:
+    """The slide with features of `predict.image`."""
     if encoder is None:
         raise InputError(
             f"--config.predict.image: the model uses features of {config.encoder.name!r}, which "

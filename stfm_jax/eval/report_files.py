@@ -48,7 +48,7 @@ def write(workdir: Path, config: Any, dataset: Dataset) -> None:
             "config": config.to_dict(),
             **summary,
             "comparisons": comparisons,
-            "folds": [_without(fold, "scores", "per_gene", "genes") for fold in folds],
+            "folds": [without(fold, "scores", "per_gene", "genes") for fold in folds],
             "genes": {
                 "by_fold": {fold["fold"]: fold["genes"] for fold in folds},
                 "constant_by_fold": {fold["fold"]: fold["constant_genes"] for fold in folds},
@@ -59,7 +59,7 @@ def write(workdir: Path, config: Any, dataset: Dataset) -> None:
         },
     )
     write_csv(workdir / "per_gene.csv", [row for fold in folds for row in fold["per_gene"]])
-    _write_history(workdir)
+    write_history(workdir)
     for fold, arrays in zip(folds, predictions, strict=True):
         _write_maps(workdir, fold, arrays)
     _LOG.info("%s", text(summary["methods"], comparisons, folds, dataset))
@@ -104,7 +104,8 @@ def _comparisons(folds: Sequence[dict], predictions: Sequence[dict]) -> dict[str
     return rows
 
 
-def _write_history(workdir: Path) -> None:
+def write_history(workdir: Path) -> None:
+    """history.csv of all folds, and the learning curve of the selections."""
     rows = []
     for directory in (*sorted(workdir.glob("fold_*")), workdir / "final"):
         for stage in ("base/select", "base/refit", "select", "refit"):
@@ -139,5 +140,5 @@ def _write_maps(workdir: Path, fold: dict, arrays: dict) -> None:
     plots.save(figure, workdir / f"maps_{fold['test'][0]}.png")
 
 
-def _without(row: dict, *keys: str) -> dict:
+def without(row: dict, *keys: str) -> dict:
     return {key: value for key, value in row.items() if key not in keys}

@@ -7,22 +7,28 @@ from typing import Any
 
 import jax
 
+from stfm_jax.data import coarsen
 from stfm_jax.data.batching import TILE
 from stfm_jax.data.registration import KINDS
 from stfm_jax.data.retrieval import Reach
 from stfm_jax.errors import InputError
+from stfm_jax.flow import simplex_path
 from stfm_jax.flow.priors import PRIORS
 from stfm_jax.models import holotea
 from stfm_jax.models.holotea import HoloTea
+from stfm_jax.models.srast import SRast
 from stfm_jax.models.stflow import ANCHORS, STFlow
 from stfm_jax.nn.blocks import FRAMES
 from stfm_jax.nn.control import ControlNet
 from stfm_jax.nn.mlp import PRECISIONS
+from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.nn.stflow_net import ATTENTIONS, EXPRESSIONS, ImageTower, STFlowNet
+from stfm_jax.ops import simplex
 from stfm_jax.regression.features import STANDARDIZATIONS
 
-METHODS = ("stflow", "holotea")
+METHODS = ("stflow", "holotea", "srast")
 OF_STACKS = ("holotea",)  # whose slides must be registered
+OF_PAIRS = ("srast",)  # of two resolutions of one tissue
 _CHOICES = {
     "method": METHODS,
     "prior": PRIORS,
@@ -37,6 +43,10 @@ _CHOICES = {
     "stack.registration": KINDS,
     "stack.prior": holotea.PRIORS,
     "stack.base": holotea.BASES,
+    "coarsen.group": (*coarsen.GROUPS, coarsen.SIZED, coarsen.NAMED),
+    "srast.path": simplex_path.PATHS,
+    "srast.pairing": simplex_path.PAIRINGS,
+    "predict.whole": simplex.ALLOCATIONS,
 }
 _AT_LEAST = {
     "data.num_genes": 1,
@@ -56,7 +66,39 @@ _AT_LEAST = {
     "stack.context_width": 1,
     "stack.consistency": 0,
     "stack.rho": 0,
+    "srast.width": 1,
+    "srast.blocks": 0,
+    "srast.batch": 1,
+    "srast.pool": 1,
+    "srast.trained_on": 1,
+    "srast.pairs_at_once": 1,
+    "srast.velocity": 0,
+    "srast.kl": 0,
+    "srast.boundary": 0,
 }
+
+
+def build_split(config: Any) -> SRast:
+    """The method that splits counts, as a config describes it.
+
+    Raises:
+      InputError: as `check`.
+    """
+    check(config)
+    srast = config.srast
+    return SRast(
+        network=SplitNet(srast.width, srast.blocks, srast.heads),
+        path=srast.path,
+        pairing=srast.pairing,
+        velocity=srast.velocity,
+        kl=srast.kl,
+        boundary=srast.boundary,
+        image=srast.image,
+        components=config.model.components,
+        context=tuple(config.model.context[:1]),
+        standardize=config.data.standardize,
+        evaluations=config.sample.evaluations,
+    )
 
 
 def build(config: Any, num_genes: int) -> STFlow:
@@ -164,6 +206,15 @@ def check(config: Any) -> None:
         raise InputError(
             f"config.model.width ({config.model.width}) must be a multiple of config.model.heads "
             f"({config.model.heads})."
+        )
+    if config.srast.width % config.srast.heads:
+        raise InputError(
+            f"config.srast.width ({config.srast.width}) must be a multiple of config.srast.heads "
+            f"({config.srast.heads})."
+        )
+    if config.coarsen.group == coarsen.SIZED and config.coarsen.size_um <= 0:
+        raise InputError(
+            "config.coarsen.group=size needs the side of the squares, --config.coarsen.size_um."
         )
     for field, least in _AT_LEAST.items():
         value = _value(config, field)

@@ -21,7 +21,7 @@ class PairedFold(NamedTuple):
 
     pred_a: np.ndarray  # [n, g]
     pred_b: np.ndarray  # [n, g]
-    true: np.ndarray  # [n, g]
+    true: np.ndarray  # [n, g]; NaN where a gene is not scored at a spot
     blocks: np.ndarray  # [n] int, block of each spot (see `spatial_blocks`)
     slides: np.ndarray | None = None  # [n] slide of each spot, where there are several
 
@@ -130,15 +130,18 @@ def _block_sums(fold: PairedFold) -> tuple[dict[str, np.ndarray], np.ndarray]:
         raise InputError(
             "block bootstrap: every slide needs at least two blocks; choose smaller blocks."
         )
-    keep = ~metrics.constant(true.astype(np.float64))
+    keep = ~metrics.constant(np.nan_to_num(true.astype(np.float64)))
     membership = sp.csr_matrix(
         (np.ones(len(true)), (block.ravel(), np.arange(len(true)))),
         shape=(len(unique), len(true)),
     )
-    sums, centred = {"n": np.bincount(block.ravel())[:, None].astype(np.float64)}, {}
+    known = ~np.isnan(true[:, keep])
+    sums, centred = {"n": membership @ known.astype(np.float64)}, {}
     for name in ("pred_a", "pred_b", "true"):
-        values = metrics.checked(getattr(fold, name), true)[0][:, keep]
-        centred[name] = np.where(metrics.constant(values), 0.0, values - values.mean(axis=0))
+        given = true if name == "true" else getattr(fold, name)
+        values = metrics.checked(np.where(np.isnan(true), 0.0, given), true)[0][:, keep]
+        mean = np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
+        centred[name] = np.where(metrics.constant(values) | ~known, 0.0, values - mean)
         sums[name] = membership @ centred[name]
         sums[name + "^2"] = membership @ centred[name] ** 2
     for name in ("pred_a", "pred_b"):
@@ -159,10 +162,10 @@ def _resample_blocks(
 
 def _difference(sums: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
     """Mean gene-wise Pearson of a minus that of b in each resample, [r]."""
-    n = times @ sums["n"]
+    n = np.maximum(times @ sums["n"], 1.0)
     mean = {name: times @ sums[name] / n for name in ("pred_a", "pred_b", "true")}
     var = {name: times @ sums[name + "^2"] / n - mean[name] ** 2 for name in mean}
-    floor = {name: 1e-10 * sums[name + "^2"].sum(axis=0) / sums["n"].sum() for name in mean}
+    floor = {name: 1e-10 * sums[name + "^2"].sum(axis=0) / sums["n"].sum(axis=0) for name in mean}
     gone = var["true"] <= floor["true"]
     scores = []
     for name in ("pred_a", "pred_b"):

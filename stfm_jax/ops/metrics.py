@@ -41,6 +41,19 @@ def pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     return _correlation(pred, true, constant(pred), constant(true))
 
 
+def pearson_known(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """As `pearson`, [g], over the spots of each gene whose truth is not NaN, 3 or more."""
+    known = ~np.isnan(true)
+    number = np.maximum(known.sum(axis=0), 1)
+    a, b = (np.where(known, values, 0.0) for values in (pred, true))
+    a, b = (np.where(known, v - v.sum(axis=0) / number, 0.0) for v in (a, b))
+    norm_a, norm_b = np.sqrt((a * a).sum(axis=0)), np.sqrt((b * b).sum(axis=0))
+    flat = norm_a <= 1e-6 * np.sqrt(number)
+    value = (a * b).sum(axis=0) / np.maximum(norm_a * norm_b, 1e-30)
+    value = np.where(flat, 0.0, value)
+    return np.where((known.sum(axis=0) < 3) | (norm_b <= 1e-9), np.nan, value)
+
+
 def spearman(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Spearman rank correlation per gene, ties at their mean rank; otherwise as `pearson`."""
     pred, true = checked(pred, true)

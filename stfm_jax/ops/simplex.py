@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+ALLOCATIONS = ("largest_remainder", "multinomial", "real")
+
 
 def normalized(shares: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Shares [..., s] >= 0 made to sum to 1 over the children there are; even where all are 0."""
@@ -43,3 +45,12 @@ def split_multinomial(
     order = np.argsort(shares, axis=-1)  # NumPy gives the last what rounding leaves over
     drawn = rng.multinomial(counts, np.take_along_axis(shares, order, axis=-1))
     return np.take_along_axis(drawn, np.argsort(order, axis=-1), axis=-1)
+
+
+def allocate(
+    kind: str, rng: np.random.Generator, counts: np.ndarray, shares: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """Counts [...] split by a method of ALLOCATIONS, [..., s]."""
+    if kind == "multinomial":
+        return split_multinomial(rng, counts, shares, mask)
+    return (split_largest_remainder if kind == "largest_remainder" else split)(counts, shares, mask)

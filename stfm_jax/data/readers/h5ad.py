@@ -87,6 +87,31 @@ def read_to_predict(
     )
 
 
+def read_children(
+    path: str | Path,
+    *,
+    features_key: str = "features",
+    spatial_unit: str | None = None,
+    um_per_px: float | None = None,
+) -> Slide:
+    """As `read`, of the finer spots of another file; they may have no counts.
+
+    Raises:
+      FileNotFoundError, InputError: as `read`.
+    """
+    adata = load(path)
+    _require_one_section(adata, path)
+    return slide_from_anndata(
+        adata,
+        name=Path(path).stem,
+        source=str(path),
+        features_key=features_key,
+        spatial_unit=spatial_unit,
+        um_per_px=um_per_px,
+        expression="if measured",
+    )
+
+
 def read_stack(path: str | Path, **options) -> list[Slide]:
     """Reads an AnnData file of several sections, split by `obs['section']`, in order of height.
 
@@ -299,9 +324,9 @@ def slide_from_anndata(
     """The slide that an AnnData object holds.
 
     Read: `obsm['spatial']` [n, 2]; `obsm[features_key]` [n, f] and `uns['encoder']`; counts;
-    `obs['in_tissue']`, `obs['patient']`, `obs['section']`; `z_um` in `obs` or `uns` (a number, or
-    one for each section's name); `obsm['spatial3d']` [n, 3], places in the frame of the section's
-    stack and its height, micrometres.
+    `obs['in_tissue']`, `obs['patient']`, `obs['section']`, `obs['parent']`; `z_um` in `obs` or
+    `uns` (a number, or one for each section's name); `obsm['spatial3d']` [n, 3], places in the
+    frame of the section's stack and its height, micrometres.
 
     Args:
       features_key: key of the embedding in `obsm`. The default may be absent (features None).
@@ -348,6 +373,7 @@ def slide_from_anndata(
         section=elements.constant(adata, "section", where) or "",
         z_um=z_um,
         registered_um=registered_um,
+        parent=adata.obs["parent"].astype(str).to_numpy() if "parent" in adata.obs else None,
         source=source,
     )
 
@@ -380,8 +406,8 @@ def write(slide: Slide, path: str | Path) -> None:
     if slide.features is not None:
         adata.obsm["features"] = np.asarray(slide.features)
         adata.uns["encoder"] = slide.encoder or ""
-    for key in ("patient", "section"):
-        if getattr(slide, key):
+    for key in ("patient", "section", "parent"):
+        if getattr(slide, key) is not None and len(getattr(slide, key)):
             adata.obs[key] = getattr(slide, key)
     if slide.z_um is not None:
         adata.uns["z_um"] = slide.z_um

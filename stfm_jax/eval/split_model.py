@@ -1,0 +1,129 @@
+"""A trained SRast on disk, and what it makes of a sample, some parents at a time.
+
+model.json       genes it was trained on, encoder, epochs, versions
+fitted.npz       closed-form part (the mean split, scales, the image's depth)
+params/          network parameters (Orbax)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import stfm_jax
+from stfm_jax.data.batching import bucket_size
+from stfm_jax.data.coarsen import Pair
+from stfm_jax.errors import InputError
+from stfm_jax.eval import model_store
+from stfm_jax.models import srast
+from stfm_jax.models.build import build_split
+from stfm_jax.regression import features as feature_ops
+from stfm_jax.regression import regressors, split_features
+from stfm_jax.regression.split_batches import padded
+from stfm_jax.runtime.checkpoint import Checkpoint
+from stfm_jax.runtime.devices import fetch
+from stfm_jax.runtime.files import load_arrays, save_arrays, write_json
+
+
+class Split(NamedTuple):
+    """Some parents' shares."""
+
+    parents: np.ndarray  # [m] rows
+    children: np.ndarray  # [m, s] rows, -1 where there is none
+    counts: np.ndarray  # [m, g] of the parents
+    mean: np.ndarray  # [m, g, s]
+    draws: np.ndarray  # [draws, m, g, s]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitModel:
+    """The method with everything that was fitted and trained."""
+
+    task: srast.SRast
+    fitted: srast.Fitted
+    params: Any
+    genes: tuple[str, ...]  # trained on
+    encoder: str = ""  # of the children's images, where they are seen
+
+    def split(
+        self, pair: Pair, genes: np.ndarray, seed: int, draws: int, pairs_at_once: int
+    ) -> Iterator[Split]:
+        """Shares of all parents of a sample; its children's counts are not looked at.
+
+        Args:
+          pair: the sample.
+          genes: [g] columns of its counts.
+          seed: of the noise.
+          draws: of the shares; 0 for the mean alone.
+          pairs_at_once: of parent and gene, in one call of the network.
+        """
+        learned = self.task.learn(pair, self.fitted)
+        flow, key = self.fitted.flow, jax.random.key(seed)
+        for parents, children, rows in split_features.blocks(pair, learned, genes, pairs_at_once):
+            n = len(rows.counts)
+            full = padded(rows, bucket_size(n))
+            mean = np.asarray(self.task.mean(self.params, flow, full, key))[:n]
+            shape = len(parents), len(genes), children.shape[1]
+            sampled = np.zeros((0, *shape), np.float32)
+            if draws:
+                sampled = np.asarray(self.task.sample(self.params, flow, full, key, draws))
+                sampled = sampled[:, :n].reshape(draws, *shape)
+            yield Split(
+                parents, children, rows.counts.reshape(shape[:2]), mean.reshape(shape), sampled
+            )
+
+
+def save(directory: Path, model: SplitModel, epochs: int) -> None:
+    """Writes a model and the epochs it was trained for."""
+    fitted = model.fitted._asdict()
+    save_arrays(directory / "fitted.npz", {k: v for k, v in fitted.items() if v is not None})
+    checkpoint = Checkpoint(directory / "params")
+    checkpoint.replace(epochs, fetch(model.params))
+    checkpoint.close()
+    write_json(
+        directory / "model.json",
+        {
+            "version": stfm_jax.__version__,
+            "jax": jax.__version__,
+            "method": model.task.name,
+            "genes": model.genes,
+            "targets": (),
+            "encoder": model.encoder,
+            "width": [len(model.fitted.flow.pool), len(model.fitted.flow.mean)],
+            "epochs": epochs,
+        },
+    )
+
+
+def load(directory: Path, config: Any) -> SplitModel:
+    """Reads a model that was trained with this config.
+
+    Raises:
+      InputError: it is not there, damaged, or does not fit the config.
+    """
+    meta = model_store.meta(directory)
+    task = build_split(config)
+    try:
+        tree = load_arrays(directory / "fitted.npz")
+        depth = tree.get("depth")
+        if depth is not None:
+            known = depth["regressor"]
+            kind = regressors.Kernel if "landmarks" in known else regressors.Linear
+            transform = feature_ops.FeatureTransform(**depth["transform"])
+            depth = srast.Depth(transform, kind(**known))
+        fitted = srast.Fitted(srast.SplitArrays(**tree["flow"]), depth)
+        width = tuple(meta["width"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{directory / 'fitted.npz'}: was written by another version ({error}); train again."
+        ) from error
+    template = jax.eval_shape(lambda: task.init(jax.random.key(0), fitted.flow, width))
+    checkpoint = Checkpoint(directory / "params")
+    params = checkpoint.restore(template)
+    checkpoint.close()
+    return SplitModel(task, fitted, params, tuple(meta["genes"]), meta["encoder"])

@@ -1,0 +1,253 @@
+"""SRast: every parent's counts split over its children by a flow on the simplex.
+
+One model serves any panel: it sees pairs of a parent and a gene (`regression.split_features`),
+never which gene. The mean split pools proposals by weights fitted in closed form
+(`regression.pooling`); the flow starts there: at t = 0 x_1_hat is the mean [ours].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stfm_jax.data.coarsen import Pair
+from stfm_jax.data.expression import library_size
+from stfm_jax.flow import simplex_path
+from stfm_jax.nn.split_net import SplitNet
+from stfm_jax.regression import features as feature_ops
+from stfm_jax.regression import latents, pooling, regressors, split_features
+from stfm_jax.regression.split_batches import joined, training_rows
+from stfm_jax.regression.split_features import NUM_FACTS, ImageSays, Learned, SplitRows
+
+PyTree = Any
+IMAGE_COMPONENTS = 16  # of a regression within a sample, which has few parents
+
+
+class SplitArrays(NamedTuple):
+    """The mean split, and scales of what the network sees over the training pairs."""
+
+    pool: np.ndarray  # [F] weights of the proposals in the mean
+    proposals: np.ndarray  # [F] standard deviations
+    mean: np.ndarray  # [q] of the facts
+    std: np.ndarray  # [q]
+
+
+class Depth(NamedTuple):
+    """A child's expected counts from its image."""
+
+    transform: feature_ops.FeatureTransform
+    regressor: regressors.Regressor
+
+
+class Fitted(NamedTuple):
+    """Estimated in closed form on training samples."""
+
+    flow: SplitArrays
+    depth: Depth | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitTraining:
+    """Training samples ready for the loop."""
+
+    rows: list[SplitRows]  # of each sample
+    fitted: Fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class SRast:
+    """Settings; hashable."""
+
+    network: SplitNet
+    path: str = "dirichlet"
+    pairing: str = "independent"
+    velocity: float = 1.0  # weight of the squared error of x_1_hat
+    kl: float = 1.0  # of KL(x_1 || x_1_hat)
+    boundary: float = 0.01  # of KL(uniform || x_1_hat): away from corners that data do not ask for
+    image: bool = False
+    components: int = 256  # principal axes of the images' features
+    context: tuple[int, ...] = (9,)  # neighbourhoods whose mean features are seen
+    standardize: str = "slide"
+    evaluations: int = 8
+    name = "srast"
+
+    # Closed form, on the host.
+
+    def fit(
+        self, pairs: Sequence[Pair], genes: Sequence[Sequence[str]], seed: int = 0
+    ) -> SplitTraining:
+        """The mean split, scales, the image's depth, and all pairs to train on.
+
+        Args:
+          pairs: training samples, with the children's counts.
+          genes: of each sample, to train on; their names go no further than this.
+          seed: of draws of parents.
+        """
+        depth, said = self._fit_depth(pairs) if self.image else (None, [None] * len(pairs))
+        parts = []
+        for pair, names, image in zip(pairs, genes, said, strict=True):
+            learned = self._learned(pair, None if image is None else (depth.transform, image))
+            sample = split_features.sample(pair, learned)
+            parts.append(training_rows(sample, columns(pair, names), seed))
+        every = joined(parts)
+        scale = np.sqrt((every.proposals[every.mask] ** 2).mean(axis=0))
+        std = every.facts.std(axis=0)
+        flow = SplitArrays(
+            pooling.fit(every, seed),
+            np.maximum(scale, 1e-3).astype(np.float32),
+            every.facts.mean(axis=0),
+            np.where(std > 1e-6, std, 1.0).astype(np.float32),
+        )
+        return SplitTraining(parts, Fitted(flow, depth))
+
+    def _fit_depth(self, pairs: Sequence[Pair]) -> tuple[Depth, list[np.ndarray]]:
+        """A regression of the children's depth, and what it says of each sample out of fold."""
+        slides = [pair.high for pair in pairs]
+        transform = feature_ops.fit_transform(
+            [slide.features for slide in slides], self.standardize, self.components
+        )
+        x = np.concatenate([self._context(transform, slide) for slide in slides])
+        y = np.concatenate([_log_depth(slide) for slide in slides])
+        sizes = [slide.num_spots for slide in slides]
+        groups = regressors.leave_out_groups(sizes, [slide.coords_um for slide in slides])
+        choice = regressors.choose("kernel", x, y, groups)
+        unseen = regressors.out_of_fold("kernel", x, y, groups, choice)
+        depth = Depth(transform, regressors.fit("kernel", x, y, choice))
+        return depth, np.split(unseen[:, 0], np.cumsum(sizes)[:-1])
+
+    def _context(self, transform, slide) -> np.ndarray:
+        return feature_ops.context_features(
+            transform, slide.features, slide.coords_um, self.context
+        )
+
+    def _design(self, transform, slide) -> np.ndarray:
+        """The first principal components, of unit variance over the slide."""
+        own = feature_ops.own_features(transform, slide.features)[:, :IMAGE_COMPONENTS]
+        return (own - own.mean(axis=0)) / np.maximum(own.std(axis=0), 1e-6)
+
+    def learn(self, pair: Pair, fitted: Fitted) -> Learned:
+        """What is learned of a sample before it is split; its children's counts are not seen."""
+        if fitted.depth is None:
+            return self._learned(pair, None)
+        transform, regressor = fitted.depth
+        said = regressors.predict(regressor, self._context(transform, pair.high))[:, 0]
+        return self._learned(pair, (transform, said))
+
+    def _learned(self, pair: Pair, image: tuple | None) -> Learned:
+        """With the transform of the images and the depth they say, where there are images."""
+        model = latents.fit(pair.low)
+        if image is None:
+            return Learned(model)
+        transform, depth = image
+        z = split_features.image_latents(pair, model, self._design(transform, pair.high))
+        return Learned(model, ImageSays(depth, z))
+
+    # Trained part, jitted.
+
+    def init(self, key: jax.Array, arrays: SplitArrays, width: tuple[int, int]) -> dict:
+        """Network parameters."""
+        proposals, facts = width
+        one = jnp.ones((1, 2))
+        plain, general = jnp.zeros((1, NUM_FACTS)), jnp.zeros((1, facts - NUM_FACTS))
+        children = jnp.zeros((1, 2, proposals))
+        return self.network.init(key, children, plain, general, one > 0, one, jnp.zeros(1))
+
+    def logits(
+        self, params: PyTree, arrays: SplitArrays, rows: SplitRows, x_t: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """Of a point x_t [N, s] of the path at times t [N]."""
+        facts = jnp.clip((rows.facts - arrays.mean) / arrays.std, -4.0, 4.0)
+        state = simplex_path.shown(self.path, x_t, t, rows.mask)
+        proposals = rows.proposals / arrays.proposals
+        plain, general = facts[:, :NUM_FACTS], facts[:, NUM_FACTS:]
+        learned = self.network.apply(params, proposals, plain, general, rows.mask, state, t)
+        return rows.proposals @ arrays.pool + learned
+
+    def loss(
+        self, params: PyTree, arrays: SplitArrays, batch: SplitRows, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sum over pairs of the weighted terms, and the sum of the weights.
+
+        t ~ U(0, 1) for each pair. A pair weighs as `pooling.pair_weight` says.
+        """
+        key_t, key_0 = jax.random.split(key)
+        t = jax.vmap(jax.random.uniform)(_row_keys(key_t, batch.place))
+        x_1 = simplex_path.target(self.path, batch.ratios, batch.counts, batch.mask)
+        x_0 = simplex_path.prior(self.path, _row_keys(key_0, batch.place), batch.mask)
+        if self.pairing == "optimal":
+            x_0 = simplex_path.paired(x_0, x_1, batch.mask)
+        x_t = (1.0 - t[:, None]) * x_0 + t[:, None] * x_1
+        return self._terms(batch, x_1, self.logits(params, arrays, batch, x_t, t))
+
+    def _terms(self, batch: SplitRows, x_1, logits) -> tuple[jax.Array, jax.Array]:
+        x_1_hat = simplex_path.estimate(self.path, logits, batch.mask)
+        number = jnp.sum(batch.mask, axis=1)
+        even = batch.mask / number[:, None]
+        terms = self.velocity * jnp.sum((x_1_hat - x_1) ** 2, axis=1)
+        terms += self.kl * _kl(batch.ratios, logits, batch.mask)
+        terms += self.boundary * _kl(even, logits, batch.mask)
+        weight = pooling.pair_weight(batch.counts)
+        return jnp.sum(weight * terms), jnp.sum(weight)
+
+    @functools.partial(jax.jit, static_argnames=("self", "draws"))
+    def mean(
+        self, params: PyTree, arrays: SplitArrays, rows: SplitRows, key: jax.Array, draws: int = 16
+    ) -> jax.Array:
+        """E[shares] [N, s]: the pooled split, x_1_hat at t = 0 whatever the noise.
+
+        Of centred log-ratios x_1_hat is no mean of shares, and some draws are averaged.
+        """
+        if self.path == "dirichlet":
+            return simplex_path.shares_of_logits(rows.proposals @ arrays.pool, rows.mask)
+        return jnp.mean(self.sample(params, arrays, rows, key, draws), axis=0)
+
+    @functools.partial(jax.jit, static_argnames=("self", "draws"))
+    def sample(
+        self, params: PyTree, arrays: SplitArrays, rows: SplitRows, key: jax.Array, draws: int
+    ) -> jax.Array:
+        """Draws of the shares, [draws, N, s]; draw i is the same however many are taken."""
+
+        def one(i):
+            keys = _row_keys(jax.random.fold_in(key, i), rows.place)
+            x = simplex_path.prior(self.path, keys, rows.mask)
+            n = len(rows.counts)
+
+            def step(x, k):
+                t = jnp.full(n, k / self.evaluations)
+                logits = self.logits(params, arrays, rows, x, t)
+                x_1_hat = simplex_path.estimate(self.path, logits, rows.mask)
+                return x + (x_1_hat - x) / (self.evaluations - k), None
+
+            x, _ = jax.lax.scan(step, x, jnp.arange(self.evaluations, dtype=jnp.float32))
+            return simplex_path.shares(self.path, x, rows.mask)
+
+        return jax.lax.map(one, jnp.arange(draws))
+
+
+def columns(pair: Pair, genes: Sequence[str]) -> np.ndarray:
+    """Columns [g] of some genes in a pair's counts."""
+    position = {gene: i for i, gene in enumerate(pair.low.genes)}
+    return np.array([position[gene] for gene in genes], np.int64)
+
+
+def _log_depth(slide) -> np.ndarray:
+    """Log of the spots' counts about the slide's mean, [n, 1]."""
+    logs = np.log(library_size(slide))
+    return (logs - logs.mean())[:, None].astype(np.float32)
+
+
+def _row_keys(key: jax.Array, place: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, place)
+
+
+def _kl(shares: jax.Array, logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """KL(shares || softmax of logits), [N]."""
+    logs = jax.nn.log_softmax(jnp.where(mask, logits, -1e9), axis=1)
+    ours = jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-12)), 0.0)
+    return jnp.sum(ours - jnp.where(mask, shares * logs, 0.0), axis=1)

@@ -1,0 +1,47 @@
+"""Sparse interpolation from parents to children: constants, planes, and what is around."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from stfm_jax.data import interpolation
+from stfm_jax.errors import InputError
+
+LOW = np.argwhere(np.ones((6, 5))) * 100.0
+OFFSETS = np.array([(-25.0, -25.0), (-25.0, 25.0), (25.0, -25.0), (25.0, 25.0)])
+HIGH = (LOW[:, None] + OFFSETS).reshape(-1, 2)
+PARENT = np.repeat(np.arange(len(LOW)), 4)
+
+
+def test_rows_sum_to_one():
+    for matrix in (
+        interpolation.gaussian(LOW, HIGH, PARENT, 75.0),
+        interpolation.bilinear(LOW, HIGH, "slide"),
+    ):
+        assert matrix.shape == (len(HIGH), len(LOW))
+        np.testing.assert_allclose(matrix.sum(axis=1).A1, 1.0)
+
+
+def test_bilinear_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    field = rng.normal(size=(6, 5))
+    at = HIGH.T / 100.0
+    expected = ndimage.map_coordinates(field, at, order=1, mode="nearest")
+    found = interpolation.bilinear(LOW, HIGH, "slide") @ field.ravel()
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_a_gaussian_of_tissue_with_a_hole_sees_what_is_there():
+    there = np.arange(len(LOW)) != 12
+    low, keep = LOW[there], np.repeat(there, 4)
+    parent = np.repeat(np.arange(len(low)), 4)
+    matrix = interpolation.gaussian(low, HIGH[keep], parent, 75.0)
+    np.testing.assert_allclose(matrix @ np.ones(len(low)), 1.0)
+
+
+def test_parents_on_no_lattice_are_refused():
+    low = np.random.default_rng(0).uniform(0, 600, (30, 2))
+    with pytest.raises(InputError, match="lie on no square or hexagonal lattice"):
+        interpolation.bilinear(low, HIGH, "slide 'x'")

@@ -1,0 +1,225 @@
+"""SRast: what it may know, mass, panels, paths, and that it finds what can be found."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from stfm_jax.data.coarsen import Pair, by_lattice
+from stfm_jax.data.slide import Slide
+from stfm_jax.eval.split_model import SplitModel
+from stfm_jax.flow import simplex_path
+from stfm_jax.models.srast import SRast, columns
+from stfm_jax.nn.split_net import SplitNet
+from stfm_jax.ops import simplex
+from stfm_jax.regression import latents, pooling, split_features
+from stfm_jax.regression.split_batches import SplitBatches, joined
+from stfm_jax.train.loop import Schedule, train
+from stfm_jax.train.state import Optimizer
+
+TASK = SRast(SplitNet(width=8), evaluations=4)
+
+
+def tissue(seed: int, side: int = 14, genes: int = 24, name: str = "s") -> Slide:
+    """Two smooth programs, and spots on the left of each pair of columns twice as deep."""
+    rng = np.random.default_rng(seed)
+    at = np.argwhere(np.ones((side, side)))
+    angle = rng.uniform(0, 6, 4)
+    programs = np.stack([np.sin(at @ [0.5, 0.2] + angle[0]), np.cos(at @ [0.1, 0.6] + angle[1])], 1)
+    mean = np.exp(programs @ rng.normal(0, 0.8, (2, genes)) + rng.normal(1.5, 0.5, genes))
+    depth = np.where(at[:, 0] > side / 2, 2.0, 1.0)
+    counts = rng.poisson(mean * depth[:, None]).astype(np.float32)
+    return Slide(
+        name=name,
+        barcodes=np.array([f"{i}x{j}" for i, j in at]),
+        coords_um=at * 100.0,
+        counts=sp.csr_matrix(counts),
+        genes=np.array([f"g{i}" for i in range(genes)]),
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    return [by_lattice(tissue(seed, name=f"s{seed}")) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def model(pairs, tmp_path_factory) -> SplitModel:
+    """Trained on the even genes of the first sample."""
+    names = list(pairs[0].low.genes[::2])
+    training = TASK.fit(pairs[:1], [names])
+    trained = train(
+        tmp_path_factory.mktemp("srast"),
+        "stage",
+        TASK,
+        Optimizer(learning_rate=3e-3),
+        Schedule(epochs=3),
+        SplitBatches(joined(training.rows), ("s0",), 256),
+        training.fitted.flow,
+        0,
+    )
+    return SplitModel(TASK, training.fitted, trained.params, tuple(names))
+
+
+def whole(model, pair, genes, draws=3, **changed):
+    """Mean [P, g, s] and draws of all parents in their order."""
+    parts = list(model.split(pair, genes, 0, draws, **({"pairs_at_once": 10_000} | changed)))
+    order = np.argsort(np.concatenate([part.parents for part in parts]))
+    return (
+        np.concatenate([part.mean for part in parts])[order],
+        np.concatenate([part.draws for part in parts], axis=1)[:, order],
+        np.concatenate([part.children for part in parts])[order],
+    )
+
+
+def test_shares_are_shares_and_whole_counts_add_up(model, pairs):
+    pair = Pair(pairs[1].low, pairs[1].high, pairs[1].parent)
+    mean, draws, _ = whole(model, pair, np.arange(24))
+    np.testing.assert_allclose(mean.sum(axis=2), 1.0, atol=1e-5)
+    np.testing.assert_allclose(draws.sum(axis=3), 1.0, atol=1e-4)
+    assert (draws > -1e-6).all()
+    counts = pair.low.counts.toarray()
+    mask = np.ones((len(counts), 1, 4), bool)
+    exact = simplex.split(counts, mean, mask)
+    np.testing.assert_allclose(exact.sum(axis=2), counts, rtol=1e-6)
+    integers = simplex.split_largest_remainder(counts, draws[0], mask)
+    np.testing.assert_array_equal(integers.sum(axis=2), counts)
+
+
+def test_another_panel_and_another_order_of_genes(model, pairs):
+    """Genes never trained on are split; permuted genes give permuted shares, draws aside."""
+    genes = np.arange(1, 24, 2)
+    assert not set(pairs[1].low.genes[genes]) & set(model.genes)
+    mean, draws, _ = whole(model, pairs[1], genes)
+    order = np.random.default_rng(0).permutation(len(genes))
+    mixed, mixed_draws, _ = whole(model, pairs[1], genes[order])
+    np.testing.assert_allclose(mixed, mean[:, order], atol=1e-5)
+    np.testing.assert_allclose(mixed_draws, draws[:, :, order], atol=1e-4)  # keyed to the gene
+
+
+def test_genes_in_another_order_in_the_file(model, pairs):
+    """Permuting the panel itself permutes the mean: no weight belongs to a gene."""
+    order = np.random.default_rng(1).permutation(24)
+
+    def permuted(slide):
+        return dataclasses.replace(slide, counts=slide.counts[:, order], genes=slide.genes[order])
+
+    pair = pairs[1]
+    other = Pair(permuted(pair.low), permuted(pair.high), pair.parent)
+    mean, _, _ = whole(model, pair, np.arange(24), 0)
+    mixed, _, _ = whole(model, other, np.arange(24), 0)
+    # Two fits of the sample's autoencoder to sums in another order: alike, not the same.
+    assert np.abs(mixed - mean[:, order]).mean() < 0.01
+
+
+def test_childrens_counts_are_not_looked_at(model, pairs):
+    pair = pairs[1]
+    blind = Pair(pair.low, dataclasses.replace(pair.high, counts=None, genes=None), pair.parent)
+    for one, other in zip(
+        whole(model, pair, np.arange(5)), whole(model, blind, np.arange(5)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_parts_are_the_whole(model, pairs, monkeypatch):
+    """A sample done part by part, with what lies around each: the same shares."""
+    pair = by_lattice(tissue(3, side=72))
+    genes = np.arange(4)
+    expected = whole(model, pair, genes)
+    parts = []
+    monkeypatch.setattr(split_features, "PART", 128)
+    real = split_features.sample
+
+    def counted(part, *args):
+        parts.append(part.low.num_spots)
+        return real(part, *args)
+
+    monkeypatch.setattr(split_features, "sample", counted)
+    found = whole(model, pair, genes, pairs_at_once=200)
+    assert len(parts) == 11 and max(parts) < pair.low.num_spots
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-4)
+    np.testing.assert_array_equal(found[2], expected[2])
+
+
+def test_better_than_even_and_than_the_gaussian_on_another_sample(model, pairs):
+    """On genes it never saw: the likelihood of the children's counts."""
+    pair, genes = pairs[1], np.arange(1, 24, 2)
+    learned = model.task.learn(pair, model.fitted)
+    ((_, _, rows),) = split_features.blocks(pair, learned, genes, 10_000)
+    weight = pooling.pair_weight(rows.counts)
+    gaussian = np.zeros(len(model.fitted.flow.pool))
+    gaussian[split_features.PLAIN.index("gene 0.75")] = 1.0
+
+    def loss(pool):
+        shares = np.asarray(simplex_path.shares_of_logits(rows.proposals @ pool, rows.mask))
+        return -(weight[:, None] * rows.ratios * np.log(shares)).sum() / weight.sum()
+
+    assert loss(model.fitted.flow.pool) < loss(gaussian) - 1e-3 < loss(0 * gaussian) - 2e-3
+
+
+@pytest.mark.parametrize("path", simplex_path.PATHS)
+def test_paths_stay_among_shares(path):
+    rng = np.random.default_rng(0)
+    mask = rng.random((64, 5)) < 0.7
+    mask[:, 0] = True
+    counts = rng.integers(1, 20, 64).astype(np.float32)
+    ratios = simplex.normalized(rng.random((64, 5)), mask).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 64)
+    x_0 = simplex_path.prior(path, keys, mask)
+    x_1 = simplex_path.target(path, ratios, counts, mask)
+    shares = np.asarray(simplex_path.shares(path, 0.5 * x_0 + 0.5 * x_1, mask))
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0, atol=1e-5)
+    assert (shares[~mask] == 0).all() and (shares >= 0).all()
+    start = simplex_path.shown(path, x_0, np.zeros(64), mask)
+    np.testing.assert_array_equal(start, 0.0)
+    lifted = (ratios * counts[:, None] + 0.5) * mask
+    expected = ratios if path == "dirichlet" else lifted / lifted.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(simplex_path.shares(path, x_1, mask), expected, atol=1e-5)
+
+
+def test_optimal_pairing_exchanges_noise_within_groups():
+    rng = np.random.default_rng(0)
+    mask = np.ones((70, 3), bool)
+    mask[::2, 2] = False
+    x_0, x_1 = (simplex.normalized(rng.random((70, 3)), mask) for _ in range(2))
+    paired = np.asarray(simplex_path.paired(x_0, x_1, mask))
+    assert ((paired - x_1) ** 2).sum() < 0.5 * ((x_0 - x_1) ** 2).sum()
+    assert (paired[~mask] == 0).all()
+    np.testing.assert_allclose(paired[64:], x_0[64:], atol=1e-6)
+    for group in (slice(0, 32), slice(32, 64)):
+        before, after = (np.sort(a[group].ravel()) for a in (x_0, paired))
+        np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_latent_norm_gives_every_sample_the_same_axes(pairs):
+    for pair in pairs:
+        learned = latents.fit(pair.low)
+        z = latents.normed(learned, latents.latents(learned, pair.low.counts, pair.low.coords_um))
+        np.testing.assert_allclose(z.mean(axis=0), 0.0, atol=1e-3)
+        covariance = np.cov(z.T)
+        np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.02)
+        assert ((z**3).sum(axis=0) > -1e-2).all()
+
+
+def test_denoised_rates_are_nearer_the_truth_than_counts():
+    slide = tissue(5, side=16)
+    learned = latents.fit(slide)
+    z = latents.normed(learned, latents.latents(learned, slide.counts, slide.coords_um))
+    counts = slide.counts.toarray()
+    rate = counts / counts.sum(axis=1, keepdims=True)
+    rate /= rate.mean(axis=0)
+    again = tissue(5, side=16)
+    np.testing.assert_array_equal(again.counts.toarray(), counts)
+    found = latents.denoised(learned, z, np.arange(24))
+    other = np.random.default_rng(9).poisson(np.maximum(counts, 0.1))  # new counts, as if
+    other = other / other.sum(axis=1, keepdims=True)
+    other /= other.mean(axis=0)
+    assert ((found - other) ** 2).mean() < ((rate.mean(axis=0) - other) ** 2).mean()
+
+
+def test_columns(pairs):
+    np.testing.assert_array_equal(columns(pairs[0], ["g3", "g0"]), [3, 0])
