@@ -78,7 +78,7 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
     experiment = Experiment(config, Path(workdir), dataset, mesh)
     _check_sizes(experiment.slides, config.model.neighbors)
     if encoder is None:
-        _check_features(experiment.slides)
+        check_features(experiment.slides)
     else:
         require_images(experiment.slides, encoder, cache(experiment))
     return experiment
@@ -104,7 +104,7 @@ def embed_slides(experiment: Experiment) -> Experiment:
     with distributed.main_first("embeddings"):
         slides = embedded(experiment.slides, encoder, cache(experiment))
     _check_sizes(slides, experiment.config.model.neighbors)  # a cache may lack some spots
-    _check_features(slides)
+    check_features(slides)
     return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
 
 
@@ -358,7 +358,8 @@ def _check_sizes(slides: Sequence[Slide], neighbors: int) -> None:
             )
 
 
-def _check_features(slides: Sequence[Slide]) -> None:
+def check_features(slides: Sequence[Slide]) -> None:
+    """Raises InputError where slides lack features, or those of one kind."""
     widths = {}
     for slide in slides:
         if slide.features is None:

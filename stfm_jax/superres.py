@@ -57,8 +57,11 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
     opened = Experiment(config, Path(workdir), dataset, make_mesh(config.devices))
     for slide in dataset.all:
         pair_of(slide, config)
-    if config.srast.image:
-        require_images(dataset.all, experiments.builtin_encoder(config), experiments.cache(opened))
+    encoder = experiments.builtin_encoder(config)
+    if encoder is not None:
+        require_images(dataset.all, encoder, experiments.cache(opened))
+    elif config.srast.image:
+        experiments.check_features(dataset.all)
     return opened
 
 
@@ -135,9 +138,9 @@ def training_genes(slides: Sequence[Slide], scored: set[str], config: Any) -> di
 
 def embed_slides(experiment: Experiment) -> Experiment:
     """The experiment with features of the children's patches, where the method sees them."""
-    if not experiment.config.srast.image:
-        return experiment
     encoder = experiments.builtin_encoder(experiment.config)
+    if encoder is None:
+        return experiment
     with distributed.main_first("embeddings"):
         slides = embedded(experiment.slides, encoder, experiments.cache(experiment))
     return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))

@@ -233,3 +233,10 @@ def test_unknown_choices_are_refused(load, capsys):
     with pytest.raises(SystemExit):
         load("spots_per_second").main(["--impl=torch"])
     assert "expected some of stfm" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_split(rows_of):
+    rows = rows_of("split", "--n=100,200")
+    assert [row["n"] for row in rows] == [100, 200]
+    assert all(0 < row["macs_a_pair"] < 20_000 and row["held_gib"] >= 0 for row in rows)

@@ -14,6 +14,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 NORMALIZATIONS = ("log1p", "log1p_cp10k")
+_VARIES = 1e-9  # least variance, beyond rounding
 
 
 def gene_counts(slide: Slide, genes: Sequence[str]) -> np.ndarray:
@@ -92,13 +93,13 @@ def most_variable_counts(
     """
     logged = np.log1p(np.concatenate([gene_counts(slide, genes) for slide in slides]))
     variance = logged.var(axis=0)
-    if not len(genes) or variance.max() <= 0:
+    if not len(genes) or variance.max() < _VARIES:
         raise InputError(
             f"{slides[0].where}: none of {len(genes)} genes that all {len(slides)} slides share "
             "varies between spots; give raw counts of more genes."
         )
     order = np.argsort(-variance, kind="stable")[:num_genes]
-    return [genes[i] for i in order if variance[i] > 0]
+    return [genes[i] for i in order if variance[i] >= _VARIES]
 
 
 def most_variable_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:

@@ -36,12 +36,17 @@ def write(
     predictions = [load_arrays(path.with_name("predictions.npz")) for path in paths]
     summary = report.summarize([fold["scores"] for fold in folds])
     comparisons = _comparisons(folds, predictions, pairs)
+    by_fold = {
+        fold["fold"]: _comparisons([fold], [arrays], pairs)
+        for fold, arrays in zip(folds, predictions, strict=True)
+    }
     write_json(
         workdir / "metrics.json",
         {
             "config": config.to_dict(),
             **summary,
             "comparisons": comparisons,
+            "comparisons_by_fold": by_fold,
             "mixing": dict(mixing),
             "folds": [report_files.without(fold, "scores", "per_gene", "genes") for fold in folds],
             "genes": {
