@@ -10,5 +10,4 @@ def get_config():
     config = srast_her2st.get_config()
     config.data.sections = tuple(f"C{i}" for i in range(2, 7))
     config.srast.image = True
-    config.model.context = (9,)
     return config

@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 from hest_layout import her2st_root, write_embeddings, write_task
 
-from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.coarsen import by_lattice
+from stfm_jax.data.expression import (
+    gene_counts,
+    most_expressed_genes,
+    most_variable_counts,
+    most_variable_genes,
+)
 from stfm_jax.data.readers import her2st
 from stfm_jax.encoders.embed import Encoder, embedded
+from stfm_jax.eval import split_fold, split_scores
+from stfm_jax.eval.split_model import SplitModel
+from stfm_jax.models.srast import SRast, columns
+from stfm_jax.nn.split_net import SplitNet
+from stfm_jax.ops import simplex
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = her2st_root()
@@ -100,3 +111,27 @@ def test_the_hest_config_runs_on_a_folder_in_its_layout(sections, tmp_path):
     metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
     assert metrics["folds"][0]["test"] == [slides[0].name]
     assert metrics["methods"]["stflow"]["pearson"]["mean"] > 0.3
+
+
+def test_counts_are_split_better_than_by_interpolation_on_another_tumour():
+    """SRast's mean, fitted on C with other genes, on D1: above every trivial split."""
+    train = [by_lattice(her2st.read(ROOT, name)) for name in ("C2", "C4", "C6")]
+    pool = most_expressed_genes([pair.low for pair in train], 200)
+    scored = most_variable_counts([pair.high for pair in train], pool, 50)
+    others = [gene for gene in pool if gene not in set(scored)]
+    task = SRast(SplitNet())
+    fitted = task.fit(train, [others] * 3).fitted
+    pair = by_lattice(her2st.read(ROOT, "D1"))
+    low, true = gene_counts(pair.low, scored), gene_counts(pair.high, scored)
+    model = SplitModel(task, fitted, None, tuple(others))
+    (part,) = model.split(pair, columns(pair, scored), 0, 0, 100_000)
+    mask = part.children >= 0
+    ours = np.zeros(true.shape)
+    parts = simplex.split(part.counts, part.mean, mask[:, None]).transpose(0, 2, 1)
+    ours[part.children[mask]] = parts[mask]
+    rows = split_fold.trivial(pair, low) | {"srast": ours}
+    scores = {name: split_scores.score([pair], [low], [row], [true]) for name, row in rows.items()}
+    assert scores["srast"]["mass_error"] < 1e-6
+    for name in ("pearson_log1p", "ratio"):
+        best = max(score[name] for row, score in scores.items() if row != "srast")
+        assert scores["srast"][name] > best, scores

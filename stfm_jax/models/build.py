@@ -95,7 +95,7 @@ def build_split(config: Any) -> SRast:
         boundary=srast.boundary,
         image=srast.image,
         components=config.model.components,
-        context=tuple(config.model.context[:1]),
+        context=tuple(config.model.context),
         standardize=config.data.standardize,
         evaluations=config.sample.evaluations,
     )

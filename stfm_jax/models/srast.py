@@ -72,7 +72,7 @@ class SRast:
     boundary: float = 0.01  # of KL(uniform || x_1_hat): away from corners that data do not ask for
     image: bool = False
     components: int = 256  # principal axes of the images' features
-    context: tuple[int, ...] = (9,)  # neighbourhoods whose mean features are seen
+    context: tuple[int, ...] = (9, 25, 60)  # neighbourhoods whose mean features are seen
     standardize: str = "slide"
     evaluations: int = 8
     name = "srast"

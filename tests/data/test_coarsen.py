@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from lattices import STEPS, points
+from scipy.spatial import cKDTree
 
 from stfm_jax.data import coarsen
 from stfm_jax.data.lattice import find_lattice
@@ -126,3 +127,39 @@ def test_a_pair_that_does_not_add_up_is_refused():
     emptied = np.where(pair.parent == 0, 1, pair.parent)
     with pytest.raises(InputError, match=r"1 of .* parents have no children"):
         dataclasses.replace(pair, parent=emptied)
+
+
+@pytest.mark.parametrize(("group", "kind"), [("2x2", "square"), ("4x4", "square"), ("hex7", "hex")])
+def test_parents_without_children_get_their_places_back(group, kind):
+    """Of whole groups: the places that children had, and which parent each belongs to."""
+    slide, _ = tissue(kind, 20.0, side=30, jitter=0.0, lost=0.02)
+    pair = coarsen.by_lattice(slide, group)
+    whole = np.flatnonzero(pair.num_children == coarsen.GROUPS[group])
+    pair = pair.of_parents(whole)
+    again = coarsen.subdivided(pair.low, group)
+    distance, row = cKDTree(again.high.coords_um).query(pair.high.coords_um)
+    assert distance.max() < 1e-3 and len(set(row)) == len(row) == again.high.num_spots
+    np.testing.assert_array_equal(again.parent[row], pair.parent)
+    assert again.high.counts is None
+
+
+def test_children_of_another_file_find_their_parents():
+    pair = coarsen.by_lattice(tissue()[0])
+    named = dataclasses.replace(pair.high, parent=pair.low.barcodes[pair.parent])
+    np.testing.assert_array_equal(coarsen.with_children(pair.low, named).parent, pair.parent)
+    with pytest.raises(InputError, match=r"1 of .* children have no parent .* 'nobody'"):
+        names = named.parent.astype("U9")
+        names[2] = "nobody"
+        coarsen.with_children(pair.low, dataclasses.replace(named, parent=names))
+
+
+def test_the_config_says_how():
+    slide, _ = tissue()
+    named = dataclasses.replace(slide, parent=np.repeat(["a", "b"], [10, slide.num_spots - 10]))
+    assert list(coarsen.coarsened(named, "named").low.barcodes) == ["a", "b"]
+    one = coarsen.coarsened(slide, "size", size_um=1e6)
+    assert one.low.num_spots == 1
+    with pytest.raises(InputError, match=r"obs\['parent'\]"):
+        coarsen.coarsened(slide, "named")
+    with pytest.raises(InputError, match=r"--config\.predict\.children"):
+        coarsen.subdivided(one.low, "size")

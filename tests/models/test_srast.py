@@ -125,6 +125,7 @@ def test_childrens_counts_are_not_looked_at(model, pairs):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_parts_are_the_whole(model, pairs, monkeypatch):
     """A sample done part by part, with what lies around each: the same shares."""
     pair = by_lattice(tissue(3, side=72))
@@ -205,6 +206,7 @@ def test_latent_norm_gives_every_sample_the_same_axes(pairs):
         assert ((z**3).sum(axis=0) > -1e-2).all()
 
 
+@pytest.mark.slow
 def test_denoised_rates_are_nearer_the_truth_than_counts():
     slide = tissue(5, side=16)
     learned = latents.fit(slide)

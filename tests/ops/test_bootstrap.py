@@ -124,3 +124,19 @@ def test_bootstrap_survives_genes_that_few_spots_express():
     result = bootstrap.paired_bootstrap([(a, 0 * a, true, np.arange(60) // 6)], 200)
     assert np.isfinite(result).all() and result.difference > 0
     assert np.isnan(bootstrap.paired_bootstrap([(a, a, 0 * true, np.arange(60) // 6)], 20)).all()
+
+
+def test_spots_that_are_not_scored_are_as_if_absent():
+    """NaN in the truth of a gene: that gene's Pearson over the other spots."""
+    a, true = fields()
+    blocks = np.arange(60) // 6
+    holes = true.copy()
+    holes[np.random.default_rng(1).random(true.shape) < 0.3] = np.nan
+    b = 0.5 * a + np.random.default_rng(2).normal(size=a.shape)
+    result = bootstrap.paired_bootstrap([(a, b, holes, blocks)], 50)
+    scores = [metrics.pearson_known(pred, holes) for pred in (a, b)]
+    for gene, score in enumerate(scores[0]):
+        known = ~np.isnan(holes[:, gene])
+        expected = np.corrcoef(a[known, gene], true[known, gene])[0, 1]
+        assert score == pytest.approx(expected, abs=1e-9)
+    assert result.difference == pytest.approx(float(np.mean(scores[0] - scores[1])), abs=1e-9)
