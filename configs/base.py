@@ -89,6 +89,7 @@ def get_config() -> ConfigDict:
     coarsen.size_um = 0.0  # side of the squares
 
     srast = config.srast = ConfigDict()
+    srast.latents = True  # what each sample's autoencoder learned is seen
     srast.image = False  # features of the children's patches are seen
     srast.path = "dirichlet"  # or clr: flow between centred log-ratios
     srast.pairing = "independent"  # optimal: noise paired with data by optimal transport

@@ -1,4 +1,4 @@
-"""SRast on small simulated tissue at bin resolution: 4 x 4 bins of 25 um from one of 100 um.
+"""SRast on small simulated tissue at bin resolution: 2 x 2 bins of 50 um from one of 100 um.
 
 python run.py --config=configs/srast_demo.py --workdir=runs/srast_demo
 """
@@ -11,19 +11,19 @@ def get_config():
     config.method = "srast"
     config.data.reader = "simulated"
     config.data.tissue.lattice = "bins"
-    config.data.tissue.pitch_um = 25.0
-    config.data.tissue.mean_count = 1.0
+    config.data.tissue.pitch_um = 50.0
+    config.data.tissue.mean_count = 3.0
     config.data.tissue.num_sections = 1
-    config.data.tissue.spots = 3600
+    config.data.tissue.spots = 1600
     config.data.tissue.num_genes = 100
     config.data.seeds = (0, 1, 2)
     config.data.unseen = 1
     config.data.num_genes = 30
-    config.coarsen.group = "4x4"
+    config.coarsen.group = "2x2"
     config.srast.pool = 60
     config.srast.trained_on = 80
     config.srast.batch = 1024
     srast_her2st.training(config)
-    config.train.epochs = 6
+    config.train.epochs = 15
     config.sample.draws = 19
     return config

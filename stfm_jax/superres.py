@@ -34,7 +34,7 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh, replicate, split
 from stfm_jax.runtime.files import save_arrays, write_json
 from stfm_jax.train.loop import Schedule, train
-from stfm_jax.train.state import Optimizer
+from stfm_jax.training import optimizer_of
 
 _LOG = logging.getLogger("stfm_jax")
 VALIDATION_ROWS = 32_768  # pairs of a validation sample that are looked at, at most
@@ -223,8 +223,7 @@ def _train(
     model = split_model.SplitModel(
         task, training.fitted, trained.params, tuple(trained_on), experiments.encoder_of(slides)
     )
-    if distributed.is_main():
-        split_model.save(directory / "model", model, epochs)
+    split_model.save(directory / "model", model, epochs)
     distributed.barrier("model")
 
 
@@ -261,13 +260,7 @@ def _score(task, experiment: Experiment, arrays, rows):
 
 def _stage(experiment, directory, stage, task, training, rows, names, score=None, epochs=None):
     config = experiment.config.train
-    optimizer = Optimizer(
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        warmup_steps=config.warmup_steps,
-        ema_decay=config.ema_decay,
-    )
+    optimizer = optimizer_of(config)
     schedule = Schedule(epochs or config.epochs, config.checkpoint_every)
     data = SplitBatches(joined(rows), names, experiment.config.srast.batch)
     flow, seed = training.fitted.flow, experiment.config.seed
@@ -293,32 +286,31 @@ def _score_fold(experiment: Experiment, index: int) -> None:
     }
     constant = np.isnan(metrics.pearson(np.concatenate(true), np.concatenate(true)))
     test = evaluate.TestSet(fold.test, [pair.high.coords_um for pair in pairs], true)
-    if distributed.is_main():
-        save_arrays(
-            directory / "predictions.npz",
-            {
-                "true": np.concatenate(true),
-                "low": np.concatenate(low),
-                "one_draw": np.concatenate([d[0] for d in predicted.draws["srast_draw"]]),
-                "points": {k: np.concatenate(v) for k, v in predicted.points.items()},
-            },
-        )
-        write_json(
-            directory / "fold.json",
-            {
-                "fold": index,
-                "train": fold.train,
-                "test": fold.test,
-                "spots": [pair.high.num_spots for pair in pairs],
-                "parents": [pair.low.num_spots for pair in pairs],
-                "genes": genes,
-                "genes_trained_on": len(model.genes),
-                "constant_genes": np.array(genes)[constant],
-                "epochs": model_store.epochs(directory / "model")[-1],
-                "scores": scores,
-                "per_gene": evaluate.gene_rows(index, predicted.points, test, genes),
-            },
-        )
+    save_arrays(
+        directory / "predictions.npz",
+        {
+            "true": np.concatenate(true),
+            "low": np.concatenate(low),
+            "one_draw": np.concatenate([d[0] for d in predicted.draws["srast_draw"]]),
+            "points": {k: np.concatenate(v) for k, v in predicted.points.items()},
+        },
+    )
+    write_json(
+        directory / "fold.json",
+        {
+            "fold": index,
+            "train": fold.train,
+            "test": fold.test,
+            "spots": [pair.high.num_spots for pair in pairs],
+            "parents": [pair.low.num_spots for pair in pairs],
+            "genes": genes,
+            "genes_trained_on": len(model.genes),
+            "constant_genes": np.array(genes)[constant],
+            "epochs": model_store.epochs(directory / "model")[-1],
+            "scores": scores,
+            "per_gene": evaluate.gene_rows(index, predicted.points, test, genes),
+        },
+    )
     distributed.barrier("fold")
 
 

@@ -121,13 +121,6 @@ class Training:
 
     def _stage(self, directory, stage, task, training, epochs, score) -> Trained:
         config = self.config.train
-        optimizer = Optimizer(
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-            warmup_steps=config.warmup_steps,
-            ema_decay=config.ema_decay,
-        )
         schedule = Schedule(epochs, config.checkpoint_every)
         regions = Regions(
             training.slides,
@@ -140,7 +133,16 @@ class Training:
         )
         flow, seed = training.fitted.flow, self.config.seed
         trained = train(
-            directory, stage, task, optimizer, schedule, regions, flow, seed, score, self.mesh
+            directory,
+            stage,
+            task,
+            optimizer_of(config),
+            schedule,
+            regions,
+            flow,
+            seed,
+            score,
+            self.mesh,
         )
         if score is not None:
             _LOG.info(
@@ -150,6 +152,17 @@ class Training:
                 trained.best_score,
             )
         return trained
+
+
+def optimizer_of(config: Any) -> Optimizer:
+    """As a config's `train` section says."""
+    return Optimizer(
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        warmup_steps=config.warmup_steps,
+        ema_decay=config.ema_decay,
+    )
 
 
 def split_validation(slides: list[Slide], seed: int) -> tuple[list[Slide], Slide]:

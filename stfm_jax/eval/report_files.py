@@ -42,13 +42,22 @@ def write(workdir: Path, config: Any, dataset: Dataset) -> None:
     summary = report.summarize([fold["scores"] for fold in folds])
     predictions = [load_arrays(path.with_name("predictions.npz")) for path in paths]
     comparisons = _comparisons(folds, predictions)
+    write_scores(workdir, config, dataset, folds, {**summary, "comparisons": comparisons})
+    for fold, arrays in zip(folds, predictions, strict=True):
+        _write_maps(workdir, fold, arrays)
+    _LOG.info("%s", text(summary["methods"], comparisons, folds, dataset))
+
+
+def write_scores(
+    workdir: Path, config: Any, dataset: Dataset, folds: Sequence[dict], found: dict
+) -> None:
+    """metrics.json, with what was `found`; per_gene.csv, history.csv and the learning curve."""
     write_json(
         workdir / "metrics.json",
         {
             "config": config.to_dict(),
-            **summary,
-            "comparisons": comparisons,
-            "folds": [without(fold, "scores", "per_gene", "genes") for fold in folds],
+            **found,
+            "folds": [_without(fold, "scores", "per_gene", "genes") for fold in folds],
             "genes": {
                 "by_fold": {fold["fold"]: fold["genes"] for fold in folds},
                 "constant_by_fold": {fold["fold"]: fold["constant_genes"] for fold in folds},
@@ -59,10 +68,7 @@ def write(workdir: Path, config: Any, dataset: Dataset) -> None:
         },
     )
     write_csv(workdir / "per_gene.csv", [row for fold in folds for row in fold["per_gene"]])
-    write_history(workdir)
-    for fold, arrays in zip(folds, predictions, strict=True):
-        _write_maps(workdir, fold, arrays)
-    _LOG.info("%s", text(summary["methods"], comparisons, folds, dataset))
+    _write_history(workdir)
 
 
 def text(methods, comparisons, folds, dataset: Dataset) -> str:
@@ -104,8 +110,7 @@ def _comparisons(folds: Sequence[dict], predictions: Sequence[dict]) -> dict[str
     return rows
 
 
-def write_history(workdir: Path) -> None:
-    """history.csv of all folds, and the learning curve of the selections."""
+def _write_history(workdir: Path) -> None:
     rows = []
     for directory in (*sorted(workdir.glob("fold_*")), workdir / "final"):
         for stage in ("base/select", "base/refit", "select", "refit"):
@@ -140,5 +145,5 @@ def _write_maps(workdir: Path, fold: dict, arrays: dict) -> None:
     plots.save(figure, workdir / f"maps_{fold['test'][0]}.png")
 
 
-def without(row: dict, *keys: str) -> dict:
+def _without(row: dict, *keys: str) -> dict:
     return {key: value for key, value in row.items() if key not in keys}

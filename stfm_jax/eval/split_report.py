@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-import stfm_jax
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.datasets import Dataset
 from stfm_jax.eval import evaluate, plots, report, report_files, split_plots, split_scores
 from stfm_jax.models.baselines.splits import ROWS
 from stfm_jax.ops import metrics
 from stfm_jax.ops.bootstrap import paired_bootstrap
-from stfm_jax.runtime.files import load_arrays, read_json, write_csv, write_json
+from stfm_jax.runtime.files import load_arrays, read_json
 
 _LOG = logging.getLogger("stfm_jax")
 SHOWN = ("pearson", "pearson_log1p", "ratio", "rmse", "ssim", "moran", "crps", "coverage80")
@@ -40,26 +39,13 @@ def write(
         fold["fold"]: _comparisons([fold], [arrays], pairs)
         for fold, arrays in zip(folds, predictions, strict=True)
     }
-    write_json(
-        workdir / "metrics.json",
-        {
-            "config": config.to_dict(),
-            **summary,
-            "comparisons": comparisons,
-            "comparisons_by_fold": by_fold,
-            "mixing": dict(mixing),
-            "folds": [report_files.without(fold, "scores", "per_gene", "genes") for fold in folds],
-            "genes": {
-                "by_fold": {fold["fold"]: fold["genes"] for fold in folds},
-                "constant_by_fold": {fold["fold"]: fold["constant_genes"] for fold in folds},
-            },
-            "split": dataset.split,
-            "folds_in_split": len(dataset.folds),
-            "version": stfm_jax.__version__,
-        },
-    )
-    write_csv(workdir / "per_gene.csv", [row for fold in folds for row in fold["per_gene"]])
-    report_files.write_history(workdir)
+    found = {
+        **summary,
+        "comparisons": comparisons,
+        "comparisons_by_fold": by_fold,
+        "mixing": dict(mixing),
+    }
+    report_files.write_scores(workdir, config, dataset, folds, found)
     for fold, arrays in zip(folds, predictions, strict=True):
         _write_maps(workdir, fold, arrays, pairs[fold["test"][0]])
     _LOG.info("%s", text(summary["methods"], comparisons, mixing, folds, dataset))

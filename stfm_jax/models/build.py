@@ -93,6 +93,7 @@ def build_split(config: Any) -> SRast:
         velocity=srast.velocity,
         kl=srast.kl,
         boundary=srast.boundary,
+        latents=srast.latents,
         image=srast.image,
         components=config.model.components,
         context=tuple(config.model.context),

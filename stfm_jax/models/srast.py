@@ -70,6 +70,7 @@ class SRast:
     velocity: float = 1.0  # weight of the squared error of x_1_hat
     kl: float = 1.0  # of KL(x_1 || x_1_hat)
     boundary: float = 0.01  # of KL(uniform || x_1_hat): away from corners that data do not ask for
+    latents: bool = True  # what the sample's autoencoder learned is seen
     image: bool = False
     components: int = 256  # principal axes of the images' features
     context: tuple[int, ...] = (9, 25, 60)  # neighbourhoods whose mean features are seen
@@ -94,7 +95,7 @@ class SRast:
         for pair, names, image in zip(pairs, genes, said, strict=True):
             learned = self._learned(pair, None if image is None else (depth.transform, image))
             sample = split_features.sample(pair, learned)
-            parts.append(training_rows(sample, columns(pair, names), seed))
+            parts.append(self.seen(training_rows(sample, columns(pair, names), seed)))
         every = joined(parts)
         scale = np.sqrt((every.proposals[every.mask] ** 2).mean(axis=0))
         std = every.facts.std(axis=0)
@@ -148,6 +149,16 @@ class SRast:
         z = split_features.image_latents(pair, model, self._design(transform, pair.high))
         return Learned(model, ImageSays(depth, z))
 
+    def seen(self, rows: SplitRows) -> SplitRows:
+        """The rows without what the sample's autoencoder learned, where that is switched off."""
+        if self.latents:
+            return rows
+        known = np.array([not name.startswith("rate") for name in split_features.PLAIN])
+        kept = np.ones(rows.proposals.shape[-1], np.float32)
+        kept[: len(known)] = known
+        plain = np.arange(rows.facts.shape[-1]) < NUM_FACTS
+        return rows._replace(proposals=rows.proposals * kept, facts=rows.facts * plain)
+
     # Trained part, jitted.
 
     def init(self, key: jax.Array, arrays: SplitArrays, width: tuple[int, int]) -> dict:
@@ -162,6 +173,7 @@ class SRast:
         self, params: PyTree, arrays: SplitArrays, rows: SplitRows, x_t: jax.Array, t: jax.Array
     ) -> jax.Array:
         """Of a point x_t [N, s] of the path at times t [N]."""
+        rows = self.seen(rows)
         facts = jnp.clip((rows.facts - arrays.mean) / arrays.std, -4.0, 4.0)
         state = simplex_path.shown(self.path, x_t, t, rows.mask)
         proposals = rows.proposals / arrays.proposals
@@ -204,7 +216,8 @@ class SRast:
         Of centred log-ratios x_1_hat is no mean of shares, and some draws are averaged.
         """
         if self.path == "dirichlet":
-            return simplex_path.shares_of_logits(rows.proposals @ arrays.pool, rows.mask)
+            logits = self.seen(rows).proposals @ arrays.pool
+            return simplex_path.shares_of_logits(logits, rows.mask)
         return jnp.mean(self.sample(params, arrays, rows, key, draws), axis=0)
 
     @functools.partial(jax.jit, static_argnames=("self", "draws"))

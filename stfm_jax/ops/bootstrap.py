@@ -131,6 +131,8 @@ def _block_sums(fold: PairedFold) -> tuple[dict[str, np.ndarray], np.ndarray]:
             "block bootstrap: every slide needs at least two blocks; choose smaller blocks."
         )
     keep = ~metrics.constant(np.nan_to_num(true.astype(np.float64)))
+    some = np.isnan(true).any(axis=0)
+    keep &= ~some | ((~np.isnan(true)).sum(axis=0) >= metrics.LEAST_KNOWN)
     membership = sp.csr_matrix(
         (np.ones(len(true)), (block.ravel(), np.arange(len(true)))),
         shape=(len(unique), len(true)),

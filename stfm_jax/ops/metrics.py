@@ -22,6 +22,7 @@ from stfm_jax.errors import InputError
 MIN_DRAWS_FOR_COVERAGE = 99
 _CHUNK_ELEMENTS = 2**24  # float64 values in flight per chunk: 128 MiB
 _ROUNDING = 1e-6  # a range below this part of the largest value is float32 rounding
+LEAST_KNOWN = 20  # spots of a gene that is scored on some of them [ours]
 
 
 def pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -42,7 +43,10 @@ def pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def pearson_known(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """As `pearson`, [g], over the spots of each gene whose truth is not NaN, 3 or more."""
+    """As `pearson`, [g], over the spots of each gene whose truth is not NaN.
+
+    Genes of fewer than LEAST_KNOWN such spots are NaN too: theirs would be noise.
+    """
     known = ~np.isnan(true)
     number = np.maximum(known.sum(axis=0), 1)
     a, b = (np.where(known, values, 0.0) for values in (pred, true))
@@ -51,7 +55,7 @@ def pearson_known(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     flat = norm_a <= 1e-6 * np.sqrt(number)
     value = (a * b).sum(axis=0) / np.maximum(norm_a * norm_b, 1e-30)
     value = np.where(flat, 0.0, value)
-    return np.where((known.sum(axis=0) < 3) | (norm_b <= 1e-9), np.nan, value)
+    return np.where((known.sum(axis=0) < LEAST_KNOWN) | (norm_b <= 1e-9), np.nan, value)
 
 
 def spearman(pred: np.ndarray, true: np.ndarray) -> np.ndarray:

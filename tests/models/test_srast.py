@@ -13,7 +13,7 @@ from stfm_jax.data.coarsen import Pair, by_lattice
 from stfm_jax.data.slide import Slide
 from stfm_jax.eval.split_model import SplitModel
 from stfm_jax.flow import simplex_path
-from stfm_jax.models.srast import SRast, columns
+from stfm_jax.models.srast import Fitted, SRast, columns
 from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.ops import simplex
 from stfm_jax.regression import latents, pooling, split_features
@@ -160,6 +160,22 @@ def test_better_than_even_and_than_the_gaussian_on_another_sample(model, pairs):
         return -(weight[:, None] * rows.ratios * np.log(shares)).sum() / weight.sum()
 
     assert loss(model.fitted.flow.pool) < loss(gaussian) - 1e-3 < loss(0 * gaussian) - 2e-3
+
+
+def test_without_latents_nothing_of_them_is_seen(pairs):
+    blind = dataclasses.replace(TASK, latents=False)
+    learned = TASK.learn(pairs[0], Fitted(None, None))
+    ((_, _, rows),) = split_features.blocks(pairs[0], learned, np.arange(6), 10_000)
+    other = rows._replace(
+        proposals=rows.proposals.copy(), facts=rows.facts + np.r_[np.zeros(6), np.ones(16)]
+    )
+    for k, name in enumerate(split_features.PLAIN):
+        if name.startswith("rate"):
+            other.proposals[..., k] += 1.0
+    for task, same in ((blind, True), (TASK, False)):
+        one, two = task.seen(rows), task.seen(other)
+        assert np.array_equal(one.proposals, two.proposals) == same
+        assert np.array_equal(one.facts, two.facts) == same
 
 
 @pytest.mark.parametrize("path", simplex_path.PATHS)
