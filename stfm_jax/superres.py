@@ -28,6 +28,7 @@ from stfm_jax.eval import evaluate, mixing, model_store, split_fold, split_model
 from stfm_jax.eval import split_scores as scores_of
 from stfm_jax.experiment import Experiment
 from stfm_jax.models import build
+from stfm_jax.models.srast import fit_arrays
 from stfm_jax.ops import metrics
 from stfm_jax.regression.split_batches import SplitBatches, joined, padded, taken
 from stfm_jax.runtime import distributed
@@ -207,17 +208,18 @@ def _train(
         held = held_out(slides, [len(r.counts) for r in training.rows], config.seed)
         kept = [taken(r, np.flatnonzero(~h)) for r, h in zip(training.rows, held, strict=True)]
         out = [taken(r, np.flatnonzero(h)) for r, h in zip(training.rows, held, strict=True)]
-        score = _score(task, experiment, training.fitted.flow, joined(out))
         kept = [rows for rows in kept if len(rows.counts)]
+        arrays = fit_arrays(kept, config.seed)
+        score = _score(task, experiment, arrays, joined(out))
         trained = _stage(
-            experiment, directory / "select", f"{name} select", task, training, kept, names, score
+            experiment, directory / "select", f"{name} select", task, arrays, kept, names, score
         )
         epochs = trained.best_epoch
         _LOG.info("%s: epoch %d is best (loss %.4f)", name, epochs, -trained.best_score)
     epochs = epochs or config.train.epochs
     trained = _stage(
-        experiment, directory / "refit", f"{name} refit", task, training, training.rows, names,
-        epochs=epochs,
+        experiment, directory / "refit", f"{name} refit", task, training.fitted.flow,
+        training.rows, names, epochs=epochs,
     )  # fmt: skip
     trained_on = sorted(set().union(*genes.values()))
     model = split_model.SplitModel(
@@ -258,14 +260,13 @@ def _score(task, experiment: Experiment, arrays, rows):
     return score
 
 
-def _stage(experiment, directory, stage, task, training, rows, names, score=None, epochs=None):
+def _stage(experiment, directory, stage, task, arrays, rows, names, score=None, epochs=None):
     config = experiment.config.train
     optimizer = optimizer_of(config)
     schedule = Schedule(epochs or config.epochs, config.checkpoint_every)
     data = SplitBatches(joined(rows), names, experiment.config.srast.batch)
-    flow, seed = training.fitted.flow, experiment.config.seed
-    mesh = experiment.mesh
-    return train(directory, stage, task, optimizer, schedule, data, flow, seed, score, mesh)
+    seed, mesh = experiment.config.seed, experiment.mesh
+    return train(directory, stage, task, optimizer, schedule, data, arrays, seed, score, mesh)
 
 
 def _score_fold(experiment: Experiment, index: int) -> None:

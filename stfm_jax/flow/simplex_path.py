@@ -60,8 +60,8 @@ def shown(path: str, x_t: jax.Array, t: jax.Array, mask: jax.Array) -> jax.Array
 def paired(x_0: jax.Array, x_1: jax.Array, mask: jax.Array) -> jax.Array:
     """x_0 with rows exchanged so that groups of GROUP are nearest to x_1: optimal transport.
 
-    Rows whose children differ are not exchanged. What a row's noise is then depends on its data,
-    in a way that prediction cannot follow; `benchmarks` and the README say what it does.
+    Rows whose children differ are not exchanged. A row's noise then depends on its data, in a way
+    that prediction cannot follow.
     """
     n, s = x_0.shape
     whole = n // GROUP * GROUP

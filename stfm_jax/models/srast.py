@@ -96,16 +96,7 @@ class SRast:
             learned = self._learned(pair, None if image is None else (depth.transform, image))
             sample = split_features.sample(pair, learned)
             parts.append(self.seen(training_rows(sample, columns(pair, names), seed)))
-        every = joined(parts)
-        scale = np.sqrt((every.proposals[every.mask] ** 2).mean(axis=0))
-        std = every.facts.std(axis=0)
-        flow = SplitArrays(
-            pooling.fit(every, seed),
-            np.maximum(scale, 1e-3).astype(np.float32),
-            every.facts.mean(axis=0),
-            np.where(std > 1e-6, std, 1.0).astype(np.float32),
-        )
-        return SplitTraining(parts, Fitted(flow, depth))
+        return SplitTraining(parts, Fitted(fit_arrays(parts, seed), depth))
 
     def _fit_depth(self, pairs: Sequence[Pair]) -> tuple[Depth, list[np.ndarray]]:
         """A regression of the children's depth, and what it says of each sample out of fold."""
@@ -241,6 +232,19 @@ class SRast:
             return simplex_path.shares(self.path, x, rows.mask)
 
         return jax.lax.map(one, jnp.arange(draws))
+
+
+def fit_arrays(parts: Sequence[SplitRows], seed: int = 0) -> SplitArrays:
+    """The mean split, and scales, of the rows of some samples."""
+    every = joined(parts)
+    scale = np.sqrt((every.proposals[every.mask] ** 2).mean(axis=0))
+    std = every.facts.std(axis=0)
+    return SplitArrays(
+        pooling.fit(every, seed),
+        np.maximum(scale, 1e-3).astype(np.float32),
+        every.facts.mean(axis=0),
+        np.where(std > 1e-6, std, 1.0).astype(np.float32),
+    )
 
 
 def columns(pair: Pair, genes: Sequence[str]) -> np.ndarray:

@@ -47,8 +47,8 @@ class Task(Protocol):
         """Features of a spot that the network sees."""
         ...
 
-    def init(self, key: jax.Array, arrays: PyTree, num_features: int) -> PyTree:
-        """Network parameters, for these fitted arrays."""
+    def init(self, key: jax.Array, arrays: PyTree, num_features: Any) -> PyTree:
+        """Network parameters, for these fitted arrays; num_features: `train.loop.Batches.width`."""
         ...
 
     def loss(

@@ -41,7 +41,7 @@ class Schedule:
 class Batches(Protocol):
     """What is trained on, as steps; they follow from seed, epoch and step alone."""
 
-    width: int  # of a row's features
+    width: Any  # of what a network sees of a row, as the task's `init` takes it
     steps: int  # of an epoch
 
     def batches(

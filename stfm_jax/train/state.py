@@ -59,7 +59,7 @@ class Optimizer:
 
 @functools.partial(jax.jit, static_argnames=("task", "optimizer", "num_features"))
 def create(
-    task: Task, optimizer: Optimizer, key: jax.Array, arrays: PyTree, num_features: int
+    task: Task, optimizer: Optimizer, key: jax.Array, arrays: PyTree, num_features: Any
 ) -> TrainState:
     """Fresh state for spots with this many features; `arrays` are the task's fitted ones."""
     params = task.init(key, arrays, num_features)
