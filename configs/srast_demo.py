@@ -1,6 +1,11 @@
 """SRast on small simulated tissue at bin resolution: 2 x 2 bins of 50 um from one of 100 um.
 
-python run.py --config=configs/srast_demo.py --workdir=runs/srast_demo
+    python run.py --config=configs/srast_demo.py --workdir=W
+    python run.py --config=configs/srast_demo.py --workdir=W --mode=predict \\
+        --config.predict.input=W/low.h5ad --config.predict.output=W/high.h5ad
+
+2026-11-22, one CPU core beside other work: 3 min 44 s. Two patients of some 1,650 bins: pearson of
+log1p uniform .709, bilinear .712, gaussian .714, srast .714 (seed 0).
 """
 
 from configs import base, srast_her2st

@@ -48,7 +48,9 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
       InputError, FileNotFoundError: the config, the files, or what they hold.
     """
     build.check(config)
-    dataset = datasets.load(config.data)
+    encoder = experiments.builtin_encoder(config)
+    stored = config.encoder.dir if config.srast.image and encoder is None else ""
+    dataset = datasets.load(config.data, stored or None, config.encoder.name if stored else None)
     if config.srast.simulated_seeds:
         dataset = _with_simulated(dataset, config)
     if config.fold is not None and not 0 <= config.fold < len(dataset.folds):
@@ -58,7 +60,6 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
     opened = Experiment(config, Path(workdir), dataset, make_mesh(config.devices))
     for slide in dataset.all:
         pair_of(slide, config)
-    encoder = experiments.builtin_encoder(config)
     if encoder is not None:
         require_images(dataset.all, encoder, experiments.cache(opened))
     elif config.srast.image:
