@@ -277,7 +277,7 @@ def _score_fold(experiment: Experiment, index: int) -> None:
     model = split_model.load(directory / "model", config)
     genes, _ = choose_genes(experiment, fold)
     pairs = [pair_of(slide, config) for slide in experiment.dataset[fold.test]]
-    predicted = split_fold.predict(model, pairs, genes, config)
+    predicted = split_fold.predict(model, pairs, genes, config, experiment.mesh)
     low, true = predicted.low, predicted.true
     scores = {
         name: scores_of.score(pairs, low, value, true) for name, value in predicted.points.items()

@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
+import launch
 import pytest
 import tiny
+from launch import ended, free_port
 
 from stfm_jax.runtime.files import read_csv, read_json
 
 pytestmark = pytest.mark.slow
 CONFIG = {"fold": 0, "devices": 0, "train__slides_per_step": 2}
-TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
-
-
-def start(work, data, *flags: str, xla: str = TWO_DEVICES, **config) -> subprocess.Popen:
+def start(work, data, *flags: str, xla: str = launch.TWO_DEVICES, **config):
     arguments = tiny.arguments(work, data__dir=data, **(CONFIG | config))
-    return subprocess.Popen(
-        [sys.executable, "run.py", *arguments, *flags],
-        cwd=tiny.REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla},
-    )
+    return launch.start(*arguments, *flags, xla=xla)
 
 
-def start_two(work, data, **config) -> list[subprocess.Popen]:
-    port = free_port()
-    return [
-        start(
-            work,
-            data,
-            "--distributed",
-            f"--coordinator=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-            **config,
-        )
-        for i in range(2)
-    ]
-
-
-def ended(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
-    try:
-        return process.wait(timeout), process.stderr.read()
-    finally:
-        process.kill()
+def start_two(work, data, **config):
+    return launch.start_two(*tiny.arguments(work, data__dir=data, **(CONFIG | config)))
 
 
 def losses(work) -> list[float]:
@@ -150,7 +115,7 @@ def test_unequal_numbers_of_devices(trained, tmp_path):
     flags = ("--distributed", f"--coordinator=localhost:{port}", "--num_processes=2")
     processes = [
         start(tmp_path / "work", trained.data, *flags, f"--process_id={i}", xla=xla)
-        for i, xla in enumerate((TWO_DEVICES, ""))
+        for i, xla in enumerate((launch.TWO_DEVICES, ""))
     ]
     for code, err in map(ended, processes):
         assert code == 2 and "2 on process 0, 1 on process 1" in err, err

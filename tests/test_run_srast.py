@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import anndata
+import launch
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -41,21 +44,25 @@ def section(name: str, seed: int) -> Slide:
     )
 
 
+OVERRIDES = {
+    "devices": 1,
+    "data.reader": "anndata",
+    "data.num_genes": 4,
+    "srast.pool": 8,
+    "srast.trained_on": 16,
+    "srast.batch": 256,
+    "srast.width": 8,
+    "train.epochs": 2,
+    "sample.draws": 9,
+    "sample.evaluations": 3,
+    "predict.draws": 2,
+}
+
+
 def config(**changed):
     made = srast_her2st.get_config()
-    fields = {
-        "data.reader": "anndata",
-        "data.num_genes": 4,
-        "srast.pool": 8,
-        "srast.trained_on": 16,
-        "srast.batch": 256,
-        "srast.width": 8,
-        "train.epochs": 2,
-        "sample.draws": 9,
-        "sample.evaluations": 3,
-        "predict.draws": 2,
-    }
-    made.update_from_flattened_dict(fields | {k.replace("__", "."): v for k, v in changed.items()})
+    changed = {k.replace("__", "."): v for k, v in changed.items()}
+    made.update_from_flattened_dict(OVERRIDES | changed)
     return made.lock()
 
 
@@ -105,6 +112,42 @@ def test_again_nothing_is_done_and_eval_says_the_same(data, work):
     assert tiny.contents(work / "fold_0") == before
     assert tiny.run(config(data__dir=str(data)), work, "eval") == 0
     assert read_json(work / "metrics.json")["methods"] == metrics
+
+
+def test_limits(work):
+    """Weights fitted to the truth split it better than those of other samples."""
+    script = tiny.REPOSITORY / "benchmarks/split_limits.py"
+    done = subprocess.run(
+        [sys.executable, script, f"--workdir={work}"], capture_output=True, text=True, check=True
+    )
+    rows = [line.rsplit(maxsplit=3) for line in done.stdout.splitlines()[1:]]
+    found = {" ".join(row[0].split()): float(row[2]) for row in rows}
+    assert len(found) == 3 * 6
+    for fold in range(3):
+        assert found[f"{fold} weights of truth"] > found[f"{fold} srast"] - 0.002
+
+
+def test_two_processes_of_two_devices(data, work, low, tmp_path):
+    """Training, scores and prediction as on one device; one process writes."""
+    again, output, expected = (tmp_path / name for name in ("again", "high.h5ad", "alone.h5ad"))
+    fields = OVERRIDES | {"fold": 0, "data.dir": data, "predict.input": low}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    flags += ["--config.devices=0", f"--config.predict.output={output}", f"--workdir={again}"]
+    for mode in ("train", "predict"):
+        both = launch.start_two("--config=configs/srast_her2st.py", *flags, f"--mode={mode}")
+        for code, err in map(launch.ended, both):
+            assert code == 0, err
+    mine, theirs = (read_json(path / "fold_0/fold.json")["scores"] for path in (again, work))
+    for method, scores in theirs.items():
+        assert mine[method] == pytest.approx(scores, abs=5e-3), method
+    alone = config(
+        fold=0, data__dir=str(data), predict__input=str(low), predict__output=str(expected)
+    )
+    assert tiny.run(alone, work, "predict") == 0
+    mine, theirs = (anndata.read_h5ad(path).X for path in (output, expected))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"again", "high.h5ad", "high.png", "alone.h5ad", "alone.png"}
 
 
 @pytest.mark.parametrize("kind", ["largest_remainder", "multinomial", "real"])

@@ -177,6 +177,18 @@ def cohort(params: TissueParams, seeds: Sequence[int], keep_mean: bool = True) -
     return [volume(params, s, f"P{i + 1}", keep_mean) for i, s in enumerate(seeds)]
 
 
+def tissue_rates(volume: Volume, section: int) -> np.ndarray:
+    """What the tissue itself says of counts, [n, g] up to a factor: no image can say more.
+
+    Truth's mean knows more: which cells a spot happened to capture, its depth, the programs' part
+    that differs from spot to spot.
+    """
+    mixtures = volume.truth[section].mixtures
+    programs = volume.tissue.programs(volume.truth[section].points_um)
+    library, shares = _rna(mixtures, cell_density(mixtures))
+    return library[:, None] * _expressed(volume.signatures, shares, programs)
+
+
 def signatures(params: TissueParams) -> Signatures:
     """Draws the gene properties from `params.signature_seed`."""
     rng = stream(params.signature_seed, "signatures")
@@ -352,13 +364,24 @@ def _mean_counts(
     cells = 8.0 + 3.0 * lattice.capture_um2 * density  # RNA of cells around the spot, too
     captured = rng.standard_gamma(cells[:, None] * mixtures + 0.02).astype(np.float32)
     captured /= captured.sum(axis=1, keepdims=True)
-    rna = captured * np.array([cell.rna for cell in CELL_TYPES], np.float32)
-    # The square root: RNA diffuses, so poor places show more than their cells hold.
-    library = depth * np.sqrt(rna.sum(axis=1) * density * 150.0)
-    rna /= rna.sum(axis=1, keepdims=True)
+    library, shares = _rna(captured, density)
     mean_count = lattice.mean_count if params.mean_count is None else params.mean_count
+    factor = mean_count * (depth * library).astype(np.float32)
+    return factor[:, None] * _expressed(genes, shares, programs)
+
+
+def _rna(cells: np.ndarray, density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of cells' shares [n, types] and their density [n]: all RNA [n], and each type's share."""
+    rna = cells * np.array([cell.rna for cell in CELL_TYPES], np.float32)
+    total = rna.sum(axis=1)
+    # The square root: RNA diffuses, so poor places show more than their cells hold.
+    return np.sqrt(total * density * 150.0), rna / total[:, None]
+
+
+def _expressed(genes: Signatures, shares: np.ndarray, programs: np.ndarray) -> np.ndarray:
+    """Relative expression [n, g] of RNA shares [n, types] and programs [n, programs]."""
     activity = np.exp(programs @ genes.loadings - 0.5 * (genes.loadings**2).sum(axis=0))
-    return (mean_count * library.astype(np.float32))[:, None] * (rna @ genes.profiles) * activity
+    return (shares @ genes.profiles) * activity
 
 
 def sample_zinb(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 from stfm_jax.eval import plots, split_plots
 from stfm_jax.eval.predict import check_options, embedded_image
-from stfm_jax.eval.split_model import SplitModel
+from stfm_jax.eval.split_model import Split, SplitModel
 from stfm_jax.ops import metrics, simplex
 from stfm_jax.runtime import distributed
+from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
 
 _LOG = logging.getLogger("stfm_jax")
@@ -50,11 +52,17 @@ def run(config: Any, model: SplitModel, checkpoint: Path, encoder: Any = None) -
     if not len(genes):
         raise InputError(f"{pair.low.where}: every count is 0; there is nothing to split.")
     _check_disk(output.parent, pair.high.num_spots * len(genes) * 4 * (1 + options.draws))
+    parts = model.split(
+        pair, genes, config.seed, options.draws, config.srast.pairs_at_once,
+        make_mesh(config.devices),
+    )  # fmt: skip
     if not distributed.is_main():
+        for _ in parts:  # its devices take part; the main process writes
+            pass
         return
     with atomic_path(output) as temporary:
         _annotations(model, pair, genes, config, checkpoint).write_h5ad(temporary)
-        _write(temporary, model, pair, genes, config)
+        _write(temporary, parts, pair, len(genes), config)
     names = [str(pair.low.genes[gene]) for gene in genes]
     _LOG.info(
         "%s: %d parents, %d children, %d genes -> %s",
@@ -139,10 +147,10 @@ def _annotations(
     return adata
 
 
-def _write(path: Path, model: SplitModel, pair: Pair, genes: np.ndarray, config: Any) -> None:
+def _write(path: Path, parts: Iterable[Split], pair: Pair, num_genes: int, config: Any) -> None:
     """Adds `X` and the draws to an AnnData file, some parents at a time."""
     draws, kind = config.predict.draws, config.predict.whole
-    shape = pair.high.num_spots, len(genes)
+    shape = pair.high.num_spots, num_genes
     dtype = np.float32 if kind == "real" else np.int32
     names = ["X", *(f"layers/draw_{i}" for i in range(draws))]
     with h5py.File(path, "r+") as file:
@@ -157,7 +165,7 @@ def _write(path: Path, model: SplitModel, pair: Pair, genes: np.ndarray, config:
     with tqdm(
         desc=pair.low.name, total=pair.low.num_spots, unit="parent", dynamic_ncols=True
     ) as bar:
-        for part in model.split(pair, genes, config.seed, draws, config.srast.pairs_at_once):
+        for part in parts:
             mask = part.children >= 0
             rows, there = part.children[mask], mask[:, None]
             mean[rows] = simplex.split(part.counts, part.mean, there).transpose(0, 2, 1)[mask]

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from stfm_jax.data.batching import Batch, PreparedSlide, collate, in_order
 from stfm_jax.models.task import Task
 from stfm_jax.ops.tiles import AXIS
-from stfm_jax.runtime.devices import SPLIT, WHOLE, fetch, split
+from stfm_jax.runtime.devices import SPLIT, SPLIT_DRAWS, WHOLE, fetch, split
 
 PyTree = Any
 
@@ -38,8 +38,7 @@ def sample(
     task: Task, mesh: Mesh, params: PyTree, arrays: PyTree, batch: Batch, key: jax.Array, draws: int
 ) -> np.ndarray:
     """Joint draws [draws, n, g] in the order of the slide's input; see `Task.sample`."""
-    out = PartitionSpec(None, AXIS)
-    return _shared(task, "sample", mesh, out, draws, (params, arrays, batch, key))
+    return _shared(task, "sample", mesh, SPLIT_DRAWS, draws, (params, arrays, batch, key))
 
 
 def validation_loss(
@@ -70,13 +69,24 @@ def _validation_sums(task, mesh, draws, params, arrays, batch, key):
 
 def _shared(task, name, mesh, out, draws, arguments) -> np.ndarray:
     batch = arguments[2]
-    values = _on_devices(task, name, mesh, out, draws, *arguments)
+    values = on_devices(task, name, mesh, out, draws, *arguments)
     rows = batch._replace(features=None, anchor=None, expr=None, tiles=None, context=None)
     return in_order(fetch(rows), fetch(values))
 
 
 @functools.partial(jax.jit, static_argnames=("task", "name", "mesh", "out", "draws"))
-def _on_devices(task, name, mesh, out, draws, params, arrays, batch, key):
+def on_devices(task, name, mesh, out, draws, params, arrays, batch, key):
+    """`task.name(params, arrays, batch, key, draws=draws)`, each device on its rows.
+
+    Args:
+      task: settings, hashable.
+      name: of a method that is independent of how the rows are shared.
+      mesh: the devices.
+      out: how its values are cut over them.
+      draws: passed on.
+      params, arrays, key: the same on every device.
+      batch: cut along its leading axes.
+    """
     return jax.shard_map(
         functools.partial(getattr(task, name), draws=draws),
         mesh=mesh,

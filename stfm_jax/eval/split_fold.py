@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.expression import gene_counts
@@ -28,11 +29,16 @@ class Predictions:
 
 
 def predict(
-    model: SplitModel, pairs: Sequence[Pair], genes: Sequence[str], config: Any
+    model: SplitModel, pairs: Sequence[Pair], genes: Sequence[str], config: Any, mesh: Mesh
 ) -> Predictions:
     """Splits the counts of some genes of the test samples by every row.
 
-    A gene is scored where a sample has it; all have to.
+    Args:
+      model: that saw none of the samples.
+      pairs: the test samples.
+      genes: that every sample has.
+      config: for seeds and numbers of draws.
+      mesh: devices that share the pairs of parent and gene.
     """
     low = [gene_counts(pair.low, genes) for pair in pairs]
     true = [gene_counts(pair.high, genes) for pair in pairs]
@@ -41,7 +47,7 @@ def predict(
     for i, pair in enumerate(pairs):
         for name, value in trivial(pair, low[i]).items():
             points.setdefault(name, []).append(value)
-        mean, sampled = whole_sample(model, pair, genes, config)
+        mean, sampled = whole_sample(model, pair, genes, config, mesh)
         points.setdefault(model.task.name, []).append(mean)
         draws.setdefault(f"{model.task.name}_draw", []).append(sampled)
         rng = np.random.default_rng([config.seed, i])
@@ -60,14 +66,14 @@ def trivial(pair: Pair, counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def whole_sample(
-    model: SplitModel, pair: Pair, genes: Sequence[str], config: Any
+    model: SplitModel, pair: Pair, genes: Sequence[str], config: Any, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean counts [n, g] and draws in whole counts [draws, n, g] of all children."""
-    draws = config.sample.draws
+    draws, at_once = config.sample.draws, config.srast.pairs_at_once
     mean = np.zeros((pair.high.num_spots, len(genes)))
     sampled = np.zeros((draws, *mean.shape), np.int32)
     wanted = columns(pair, genes)
-    for part in model.split(pair, wanted, config.seed, draws, config.srast.pairs_at_once):
+    for part in model.split(pair, wanted, config.seed, draws, at_once, mesh):
         mask = part.children >= 0
         there = mask[:, None, :]
         children = part.children[mask]

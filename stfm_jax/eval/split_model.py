@@ -14,19 +14,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import stfm_jax
 from stfm_jax.data.batching import bucket_size
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.errors import InputError
 from stfm_jax.eval import model_store
+from stfm_jax.eval.sampling import on_devices
 from stfm_jax.models import srast
 from stfm_jax.models.build import build_split
 from stfm_jax.regression import features as feature_ops
 from stfm_jax.regression import regressors, split_features
 from stfm_jax.regression.split_batches import padded
 from stfm_jax.runtime.checkpoint import Checkpoint
-from stfm_jax.runtime.devices import fetch
+from stfm_jax.runtime.devices import SPLIT, SPLIT_DRAWS, fetch, make_mesh, replicate, split
 from stfm_jax.runtime.files import load_arrays, save_arrays, write_json
 
 
@@ -51,7 +53,13 @@ class SplitModel:
     encoder: str = ""  # of the children's images, where they are seen
 
     def split(
-        self, pair: Pair, genes: np.ndarray, seed: int, draws: int, pairs_at_once: int
+        self,
+        pair: Pair,
+        genes: np.ndarray,
+        seed: int,
+        draws: int,
+        pairs_at_once: int,
+        mesh: Mesh | None = None,
     ) -> Iterator[Split]:
         """Shares of all parents of a sample; its children's counts are not looked at.
 
@@ -60,22 +68,24 @@ class SplitModel:
           genes: [g] columns of its counts.
           seed: of the noise.
           draws: of the shares; 0 for the mean alone.
-          pairs_at_once: of parent and gene, in one call of the network.
+          pairs_at_once: of parent and gene, in one call of the network on each device.
+          mesh: devices that share the pairs; the first one, where none are given.
         """
+        mesh = mesh or make_mesh(1)
         learned = self.task.learn(pair, self.fitted)
-        flow, key = self.fitted.flow, jax.random.key(seed)
-        for parents, children, rows in split_features.blocks(pair, learned, genes, pairs_at_once):
-            n = len(rows.counts)
-            full = padded(rows, bucket_size(n))
-            mean = np.asarray(self.task.mean(self.params, flow, full, key))[:n]
-            shape = len(parents), len(genes), children.shape[1]
+        params, flow = replicate(mesh, (self.params, self.fitted.flow))
+        key, at_once = jax.random.key(seed), pairs_at_once * mesh.size
+        for parents, children, rows in split_features.blocks(pair, learned, genes, at_once):
+            n, shape = len(rows.counts), (len(parents), len(genes), children.shape[1])
+            size = mesh.size * bucket_size(-(-n // mesh.size))
+            arguments = params, flow, split(mesh, padded(rows, size)), key
+            mean = on_devices(self.task, "mean", mesh, SPLIT, srast.MEAN_DRAWS, *arguments)
+            mean = fetch(mean)[:n].reshape(shape)
             sampled = np.zeros((0, *shape), np.float32)
             if draws:
-                sampled = np.asarray(self.task.sample(self.params, flow, full, key, draws))
-                sampled = sampled[:, :n].reshape(draws, *shape)
-            yield Split(
-                parents, children, rows.counts.reshape(shape[:2]), mean.reshape(shape), sampled
-            )
+                sampled = on_devices(self.task, "sample", mesh, SPLIT_DRAWS, draws, *arguments)
+                sampled = fetch(sampled)[:, :n].reshape(draws, *shape)
+            yield Split(parents, children, rows.counts.reshape(shape[:2]), mean, sampled)
 
 
 def save(directory: Path, model: SplitModel, epochs: int) -> None:

@@ -8,7 +8,6 @@ never which gene. The mean split pools proposals by weights fitted in closed for
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,8 @@ from stfm_jax.regression.split_batches import joined, training_rows
 from stfm_jax.regression.split_features import NUM_FACTS, ImageSays, Learned, SplitRows
 
 PyTree = Any
+MEAN_DRAWS = 16  # averaged, where the mean has no closed form
+CHOSEN_ON, FITTED_TO = 2048, 16_384  # children, at most, of the regression of depth
 IMAGE_COMPONENTS = 16  # of a regression within a sample, which has few parents
 
 
@@ -108,10 +109,16 @@ class SRast:
         y = np.concatenate([_log_depth(slide) for slide in slides])
         sizes = [slide.num_spots for slide in slides]
         groups = regressors.leave_out_groups(sizes, [slide.coords_um for slide in slides])
-        choice = regressors.choose("kernel", x, y, groups)
-        unseen = regressors.out_of_fold("kernel", x, y, groups, choice)
-        depth = Depth(transform, regressors.fit("kernel", x, y, choice))
-        return depth, np.split(unseen[:, 0], np.cumsum(sizes)[:-1])
+        rng = np.random.default_rng(0)
+        some, every = (_drawn(rng, len(x), most) for most in (CHOSEN_ON, FITTED_TO))
+        choice = regressors.choose("kernel", x[some], y[some], groups[some])
+        unseen = np.zeros(len(x), np.float32)
+        for group in np.unique(groups):
+            out, seen = groups == group, every[groups[every] != group]
+            regressor = regressors.fit("kernel", x[seen], y[seen], choice)
+            unseen[out] = regressors.predict(regressor, x[out])[:, 0]
+        depth = Depth(transform, regressors.fit("kernel", x[every], y[every], choice))
+        return depth, np.split(unseen, np.cumsum(sizes)[:-1])
 
     def _context(self, transform, slide) -> np.ndarray:
         return feature_ops.context_features(
@@ -198,9 +205,13 @@ class SRast:
         weight = pooling.pair_weight(batch.counts)
         return jnp.sum(weight * terms), jnp.sum(weight)
 
-    @functools.partial(jax.jit, static_argnames=("self", "draws"))
     def mean(
-        self, params: PyTree, arrays: SplitArrays, rows: SplitRows, key: jax.Array, draws: int = 16
+        self,
+        params: PyTree,
+        arrays: SplitArrays,
+        rows: SplitRows,
+        key: jax.Array,
+        draws: int = MEAN_DRAWS,
     ) -> jax.Array:
         """E[shares] [N, s]: the pooled split, x_1_hat at t = 0 whatever the noise.
 
@@ -211,7 +222,6 @@ class SRast:
             return simplex_path.shares_of_logits(logits, rows.mask)
         return jnp.mean(self.sample(params, arrays, rows, key, draws), axis=0)
 
-    @functools.partial(jax.jit, static_argnames=("self", "draws"))
     def sample(
         self, params: PyTree, arrays: SplitArrays, rows: SplitRows, key: jax.Array, draws: int
     ) -> jax.Array:
@@ -257,6 +267,11 @@ def _log_depth(slide) -> np.ndarray:
     """Log of the spots' counts about the slide's mean, [n, 1]."""
     logs = np.log(library_size(slide))
     return (logs - logs.mean())[:, None].astype(np.float32)
+
+
+def _drawn(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
+    """All rows, or so many, ascending."""
+    return np.arange(n) if n <= most else np.sort(rng.choice(n, most, replace=False))
 
 
 def _row_keys(key: jax.Array, place: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from stfm_jax.ops.tiles import AXIS
 
 PyTree = Any
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()  # by the leading axis; on every device
+SPLIT_DRAWS = PartitionSpec(None, AXIS)  # by the axis after that of the draws
 
 
 def make_mesh(count: int = 0) -> Mesh:

@@ -18,6 +18,7 @@ from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.ops import simplex
 from stfm_jax.regression import latents, pooling, split_features
 from stfm_jax.regression.split_batches import SplitBatches, joined
+from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.train.loop import Schedule, train
 from stfm_jax.train.state import Optimizer
 
@@ -123,6 +124,15 @@ def test_childrens_counts_are_not_looked_at(model, pairs):
         whole(model, pair, np.arange(5)), whole(model, blind, np.arange(5)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_devices_share_the_pairs(model, pairs):
+    """As on one device, though what is left over is not divisible by them."""
+    some = pairs[1].of_parents(np.arange(41))
+    expected = whole(model, some, np.arange(3))
+    found = whole(model, some, np.arange(3), pairs_at_once=16, mesh=make_mesh(4))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -47,12 +47,12 @@ def predictions(
         "bicubic": lambda: interpolation.bicubic(field, low, high, where),
         "gaussian": lambda: interpolation.gaussian(low, high, pair.parent, sd) @ field,
     }
+    return {name: in_proportion(pair, counts, fields[name]()) for name in rows}
+
+
+def in_proportion(pair: Pair, counts: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """Counts [P, g] of the parents split in proportion to a field [n, g] of the children."""
     table = pair.table()
-    return {name: _split(table, counts, fields[name]()) for name in rows}
-
-
-def _split(table: np.ndarray, counts: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Counts [P, g] split in proportion to a field [n, g] of the children in `Pair.table`."""
     mask = (table >= 0)[:, None, :]
     shares = field[table].transpose(0, 2, 1)
     parts = simplex.split(counts, np.maximum(shares, 0.0), mask)

@@ -1,0 +1,115 @@
+"""How far could a split of the parents' counts go? Limits that see the truth, beside SRast.
+
+    python benchmarks/split_limits.py --workdir=runs/srast
+
+For every fold of a trained workdir the trivial splits, SRast's mean, and splits that no method can
+have:
+
+- "weights of truth": SRast's proposals pooled by weights fitted to the measured children that are
+  scored;
+- of simulated slides "tissue": in proportion to what the tissue is at the child, which is all that
+  an image shows; "mean": to the mean of which the counts are a draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import numpy as np
+from harness import Row
+from ml_collections import ConfigDict
+
+from stfm_jax import superres
+from stfm_jax.data import simulate
+from stfm_jax.data.coarsen import Pair
+from stfm_jax.data.expression import gene_counts
+from stfm_jax.eval import split_model, split_scores
+from stfm_jax.experiment import Experiment
+from stfm_jax.flow.simplex_path import shares_of_logits
+from stfm_jax.models.baselines import splits
+from stfm_jax.models.srast import columns
+from stfm_jax.regression import pooling, split_features
+from stfm_jax.regression.split_batches import joined
+from stfm_jax.runtime.files import load_arrays, read_json
+
+COLUMNS = ("fold", "split", "pearson", "pearson_log1p", "ratio")
+Predictions = dict[str, list[np.ndarray]]  # by split, counts [n, g] of every test slide's children
+
+
+def limits(experiment: Experiment, index: int) -> Iterator[Row]:
+    """A row for each split of a fold's test slides."""
+    config, directory = experiment.config, experiment.fold_dir(index)
+    fold, saved = read_json(directory / "fold.json"), load_arrays(directory / "predictions.npz")
+    genes, ends = fold["genes"], np.cumsum(fold["spots"])[:-1]
+    pairs = [superres.pair_of(slide, config) for slide in experiment.dataset[fold["test"]]]
+    low = [gene_counts(pair.low, genes) for pair in pairs]
+    true = [gene_counts(pair.high, genes) for pair in pairs]
+    found: Predictions = {name: np.split(v, ends) for name, v in saved["points"].items()}
+    model = split_model.load(directory / "model", config)
+    found["weights of truth"] = weights_of_truth(model, pairs, genes)
+    if config.data.reader == "simulated":
+        found |= of_tissue(config.data, pairs, low, genes)
+    for name, values in found.items():
+        scores = split_scores.score(pairs, low, values, true)
+        yield {"fold": index, "split": name} | {k: f"{scores[k]:.4f}" for k in COLUMNS[2:]}
+
+
+def weights_of_truth(
+    model: split_model.SplitModel, pairs: list[Pair], genes: list[str]
+) -> list[np.ndarray]:
+    """The pooled mean, its weights fitted to what it is scored on."""
+    rows = []
+    for pair in pairs:
+        sample = split_features.sample(pair, model.task.learn(pair, model.fitted))
+        every = np.arange(pair.low.num_spots)
+        rows.append(model.task.seen(split_features.rows(sample, every, columns(pair, genes))))
+    weights = pooling.fit(joined(rows))
+    found = []
+    for pair, part in zip(pairs, rows, strict=True):
+        table, shares = pair.table(), shares_of_logits(part.proposals @ weights, part.mask)
+        shares = np.asarray(shares).reshape(len(table), len(genes), -1).transpose(0, 2, 1)
+        field = np.zeros((pair.high.num_spots, len(genes)))
+        field[table[table >= 0]] = shares[table >= 0]
+        found.append(splits.in_proportion(pair, gene_counts(pair.low, genes), field))
+    return found
+
+
+def of_tissue(data, pairs: list[Pair], low: list[np.ndarray], genes: list[str]) -> Predictions:
+    """Splits by what simulated tissue is, and by the means of the counts."""
+    volumes = simulate.cohort(simulate.TissueParams(**data.tissue), data.seeds)
+    fields = {}
+    for volume in volumes:
+        for k, (slide, truth) in enumerate(zip(volume.slides, volume.truth, strict=True)):
+            fields[slide.name] = simulate.tissue_rates(volume, k), truth.mean
+    found: Predictions = {"tissue": [], "mean": []}
+    for pair, counts in zip(pairs, low, strict=True):
+        at = columns(pair, genes)
+        for name, field in zip(found, fields[pair.high.name], strict=True):
+            found[name].append(splits.in_proportion(pair, counts, field[:, at]))
+    return found
+
+
+def main() -> None:
+    workdir = _workdir()
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    experiment = superres.embed_slides(superres.open_experiment(config, workdir))
+    rows = [
+        row
+        for path in sorted(workdir.glob("fold_*/fold.json"))
+        for row in limits(experiment, read_json(path)["fold"])
+    ]
+    print(harness.table(rows, COLUMNS))
+
+
+def _workdir() -> Path:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, help="of a trained SRast")
+    return parser.parse_args().workdir
+
+
+if __name__ == "__main__":
+    main()
