@@ -57,6 +57,10 @@ class Pair:
         table[self.parent[order], place] = order
         return table
 
+    def mean_of_children(self, values: np.ndarray) -> np.ndarray:
+        """Means [P, k] of values [n, k] of the children, by parent."""
+        return _members(self.parent) @ values / self.num_children[:, None]
+
     def of_parents(self, index: np.ndarray) -> Pair:
         """Some of the parents [m], ascending, with their children."""
         row_of = np.full(self.low.num_spots, -1)

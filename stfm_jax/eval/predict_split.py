@@ -87,7 +87,7 @@ def read_input(config: Any, model: SplitModel, encoder: Any) -> Pair:
         pair = coarsen.with_children(low, high)
     else:
         pair = coarsen.subdivided(low, config.coarsen.group)
-    if not model.task.image:
+    if model.task.images is None:
         return pair
     high = pair.high
     if options.image:
@@ -103,7 +103,7 @@ def read_input(config: Any, model: SplitModel, encoder: Any) -> Pair:
             f"{high.where}: its features were made by {high.encoder!r}, but the model was trained "
             f"on {model.encoder!r}; embed the children with that one."
         )
-    width, expected = high.features.shape[1], len(model.fitted.depth.transform.mean)
+    width, expected = high.features.shape[1], len(model.fitted.images.transform.mean)
     if width != expected:
         raise InputError(
             f"{high.where}: its features are {width} wide, but the model was trained on {expected}."

@@ -1,7 +1,7 @@
 """A trained SRast on disk, and what it makes of a sample, some parents at a time.
 
 model.json       genes it was trained on, encoder, epochs, versions
-fitted.npz       closed-form part (the mean split, scales, the image's depth)
+fitted.npz       closed-form part (the mean split, scales, what images say)
 params/          network parameters (Orbax)
 """
 
@@ -25,7 +25,7 @@ from stfm_jax.eval.sampling import on_devices
 from stfm_jax.models import srast
 from stfm_jax.models.build import build_split
 from stfm_jax.regression import features as feature_ops
-from stfm_jax.regression import regressors, split_features
+from stfm_jax.regression import regressors, split_features, split_images
 from stfm_jax.regression.split_batches import padded
 from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.devices import SPLIT, SPLIT_DRAWS, fetch, make_mesh, replicate, split
@@ -120,13 +120,12 @@ def load(directory: Path, config: Any) -> SplitModel:
     task = build_split(config)
     try:
         tree = load_arrays(directory / "fitted.npz")
-        depth = tree.get("depth")
-        if depth is not None:
-            known = depth["regressor"]
-            kind = regressors.Kernel if "landmarks" in known else regressors.Linear
-            transform = feature_ops.FeatureTransform(**depth["transform"])
-            depth = srast.Depth(transform, kind(**known))
-        fitted = srast.Fitted(srast.SplitArrays(**tree["flow"]), depth)
+        images = tree.get("images")
+        if images is not None:
+            transform = feature_ops.FeatureTransform(**images["transform"])
+            depth = regressors.Kernel(**images["depth"])
+            images = split_images.Images(transform, depth, images["axes"])
+        fitted = srast.Fitted(srast.SplitArrays(**tree["flow"]), images)
         width = tuple(meta["width"])
     except (KeyError, TypeError) as error:
         raise InputError(

@@ -25,6 +25,7 @@ from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.nn.stflow_net import ATTENTIONS, EXPRESSIONS, ImageTower, STFlowNet
 from stfm_jax.ops import simplex
 from stfm_jax.regression.features import STANDARDIZATIONS
+from stfm_jax.regression.split_images import ImageReader
 
 METHODS = ("stflow", "holotea", "srast")
 OF_STACKS = ("holotea",)  # whose slides must be registered
@@ -85,7 +86,8 @@ def build_split(config: Any) -> SRast:
       InputError: as `check`.
     """
     check(config)
-    srast = config.srast
+    srast, model = config.srast, config.model
+    reader = ImageReader(model.components, tuple(model.context), config.data.standardize)
     return SRast(
         network=SplitNet(srast.width, srast.blocks, srast.heads),
         path=srast.path,
@@ -94,10 +96,7 @@ def build_split(config: Any) -> SRast:
         kl=srast.kl,
         boundary=srast.boundary,
         latents=srast.latents,
-        image=srast.image,
-        components=config.model.components,
-        context=tuple(config.model.context),
-        standardize=config.data.standardize,
+        images=reader if srast.image else None,
         evaluations=config.sample.evaluations,
     )
 

@@ -16,18 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from stfm_jax.data.coarsen import Pair
-from stfm_jax.data.expression import library_size
 from stfm_jax.flow import simplex_path
 from stfm_jax.nn.split_net import SplitNet
-from stfm_jax.regression import features as feature_ops
-from stfm_jax.regression import latents, pooling, regressors, split_features
+from stfm_jax.regression import latents, pooling, split_features, split_images
 from stfm_jax.regression.split_batches import joined, training_rows
-from stfm_jax.regression.split_features import NUM_FACTS, ImageSays, Learned, SplitRows
+from stfm_jax.regression.split_features import NUM_FACTS, Learned, SplitRows
+from stfm_jax.regression.split_images import ImageReader, Images
 
 PyTree = Any
 MEAN_DRAWS = 16  # averaged, where the mean has no closed form
-CHOSEN_ON, FITTED_TO = 2048, 16_384  # children, at most, of the regression of depth
-IMAGE_COMPONENTS = 16  # of a regression within a sample, which has few parents
 
 
 class SplitArrays(NamedTuple):
@@ -39,18 +36,11 @@ class SplitArrays(NamedTuple):
     std: np.ndarray  # [q]
 
 
-class Depth(NamedTuple):
-    """A child's expected counts from its image."""
-
-    transform: feature_ops.FeatureTransform
-    regressor: regressors.Regressor
-
-
 class Fitted(NamedTuple):
     """Estimated in closed form on training samples."""
 
     flow: SplitArrays
-    depth: Depth | None
+    images: Images | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +62,7 @@ class SRast:
     kl: float = 1.0  # of KL(x_1 || x_1_hat)
     boundary: float = 0.01  # of KL(uniform || x_1_hat): away from corners that data do not ask for
     latents: bool = True  # what the sample's autoencoder learned is seen
-    image: bool = False
-    components: int = 256  # principal axes of the images' features
-    context: tuple[int, ...] = (9, 25, 60)  # neighbourhoods whose mean features are seen
-    standardize: str = "slide"
+    images: ImageReader | None = None  # the children's images are seen
     evaluations: int = 8
     name = "srast"
 
@@ -84,68 +71,29 @@ class SRast:
     def fit(
         self, pairs: Sequence[Pair], genes: Sequence[Sequence[str]], seed: int = 0
     ) -> SplitTraining:
-        """The mean split, scales, the image's depth, and all pairs to train on.
+        """The mean split, scales, what images say, and all pairs to train on.
 
         Args:
           pairs: training samples, with the children's counts.
           genes: of each sample, to train on; their names go no further than this.
           seed: of draws of parents.
         """
-        depth, said = self._fit_depth(pairs) if self.image else (None, [None] * len(pairs))
+        models = [latents.fit(pair.low) for pair in pairs]
+        images, said = None, [None] * len(pairs)
+        if self.images:
+            images, said = split_images.fit(self.images, pairs, models)
         parts = []
-        for pair, names, image in zip(pairs, genes, said, strict=True):
-            learned = self._learned(pair, None if image is None else (depth.transform, image))
-            sample = split_features.sample(pair, learned)
+        for pair, names, model, image in zip(pairs, genes, models, said, strict=True):
+            sample = split_features.sample(pair, Learned(model, image))
             parts.append(self.seen(training_rows(sample, columns(pair, names), seed)))
-        return SplitTraining(parts, Fitted(fit_arrays(parts, seed), depth))
-
-    def _fit_depth(self, pairs: Sequence[Pair]) -> tuple[Depth, list[np.ndarray]]:
-        """A regression of the children's depth, and what it says of each sample out of fold."""
-        slides = [pair.high for pair in pairs]
-        transform = feature_ops.fit_transform(
-            [slide.features for slide in slides], self.standardize, self.components
-        )
-        x = np.concatenate([self._context(transform, slide) for slide in slides])
-        y = np.concatenate([_log_depth(slide) for slide in slides])
-        sizes = [slide.num_spots for slide in slides]
-        groups = regressors.leave_out_groups(sizes, [slide.coords_um for slide in slides])
-        rng = np.random.default_rng(0)
-        some, every = (_drawn(rng, len(x), most) for most in (CHOSEN_ON, FITTED_TO))
-        choice = regressors.choose("kernel", x[some], y[some], groups[some])
-        unseen = np.zeros(len(x), np.float32)
-        for group in np.unique(groups):
-            out, seen = groups == group, every[groups[every] != group]
-            regressor = regressors.fit("kernel", x[seen], y[seen], choice)
-            unseen[out] = regressors.predict(regressor, x[out])[:, 0]
-        depth = Depth(transform, regressors.fit("kernel", x[every], y[every], choice))
-        return depth, np.split(unseen, np.cumsum(sizes)[:-1])
-
-    def _context(self, transform, slide) -> np.ndarray:
-        return feature_ops.context_features(
-            transform, slide.features, slide.coords_um, self.context
-        )
-
-    def _design(self, transform, slide) -> np.ndarray:
-        """The first principal components, of unit variance over the slide."""
-        own = feature_ops.own_features(transform, slide.features)[:, :IMAGE_COMPONENTS]
-        return (own - own.mean(axis=0)) / np.maximum(own.std(axis=0), 1e-6)
+        return SplitTraining(parts, Fitted(fit_arrays(parts, seed), images))
 
     def learn(self, pair: Pair, fitted: Fitted) -> Learned:
         """What is learned of a sample before it is split; its children's counts are not seen."""
-        if fitted.depth is None:
-            return self._learned(pair, None)
-        transform, regressor = fitted.depth
-        said = regressors.predict(regressor, self._context(transform, pair.high))[:, 0]
-        return self._learned(pair, (transform, said))
-
-    def _learned(self, pair: Pair, image: tuple | None) -> Learned:
-        """With the transform of the images and the depth they say, where there are images."""
         model = latents.fit(pair.low)
-        if image is None:
+        if fitted.images is None:
             return Learned(model)
-        transform, depth = image
-        z = split_features.image_latents(pair, model, self._design(transform, pair.high))
-        return Learned(model, ImageSays(depth, z))
+        return Learned(model, split_images.of_sample(self.images, fitted.images, pair, model))
 
     def seen(self, rows: SplitRows) -> SplitRows:
         """The rows without what the sample's autoencoder learned, where that is switched off."""
@@ -261,17 +209,6 @@ def columns(pair: Pair, genes: Sequence[str]) -> np.ndarray:
     """Columns [g] of some genes in a pair's counts."""
     position = {gene: i for i, gene in enumerate(pair.low.genes)}
     return np.array([position[gene] for gene in genes], np.int64)
-
-
-def _log_depth(slide) -> np.ndarray:
-    """Log of the spots' counts about the slide's mean, [n, 1]."""
-    logs = np.log(library_size(slide))
-    return (logs - logs.mean())[:, None].astype(np.float32)
-
-
-def _drawn(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
-    """All rows, or so many, ascending."""
-    return np.arange(n) if n <= most else np.sort(rng.choice(n, most, replace=False))
 
 
 def _row_keys(key: jax.Array, place: jax.Array) -> jax.Array:

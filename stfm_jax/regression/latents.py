@@ -32,7 +32,7 @@ REGIONS = 4
 REACH = 11.5  # spacings that a latent depends on: two steps to CANDIDATES, in a corner of tissue
 _ASIDE = np.array([1e-3, 6e-4])  # spacings
 _SCALE = 1e4  # counts that a spot's are scaled to
-_RIDGE = 10.0  # spots' worth of prior on a gene's coefficients
+_RIDGE = 10.0  # spots' worth of prior on the coefficients of a gene's rate
 _LEAST_RATE = 0.1  # of a gene's mean; a linear fit may go below zero
 
 
@@ -71,22 +71,27 @@ def fit(slide: Slide, seed: int = 0) -> SampleModel:
     axes = np.pad(axes, ((0, 0), (0, COMPONENTS - c))).astype(np.float32)
     raw = logged @ axes
     center, scale = raw.mean(axis=0), raw.std(axis=0).max()
-    scores = (raw - center) / scale
-    topology = topology_of(scores, coords)
-    n = len(scores)
+    values = (raw - center) / scale
+    topology = topology_of(values, coords)
+    n = len(values)
     size = bucket_size(n)
-    padded = np.pad(scores, ((0, size - n), (0, 0)))
+    padded = np.pad(values, ((0, size - n), (0, 0)))
     table = graph_vae.Topology(*(np.pad(t, ((0, size - n), (0, 0))) for t in topology))
     weight = (np.arange(size) < n).astype(np.float32)
     vae = jax.device_get(graph_vae.fit(padded, table, weight, jax.random.key(seed)))
     z = np.asarray(graph_vae.encode(vae, padded, table))[:n]
     mean, norm = latent_norm(z)
     library = np.maximum(counts.sum(axis=1).A1, 1.0)
-    rates, mean_rate, explained = _read_rates((z - mean) @ norm, counts, library)
+    rates, mean_rate, explained = read_rates((z - mean) @ norm, counts, library, _RIDGE)
     return SampleModel(
         axes, center, np.float32(scale), vae, mean, norm, rates, mean_rate, explained,
         np.float32(library.mean()), np.float32(np.log1p(library).mean()),
     )  # fmt: skip
+
+
+def scores(model: SampleModel, counts: sp.csr_matrix) -> np.ndarray:
+    """Principal scores [n, COMPONENTS] of counts [n, G] of its genes, at any resolution."""
+    return (_log_normalized(counts) @ model.axes - model.center) / model.scale
 
 
 def latents(model: SampleModel, counts: sp.csr_matrix, coords_um: np.ndarray) -> np.ndarray:
@@ -97,11 +102,11 @@ def latents(model: SampleModel, counts: sp.csr_matrix, coords_um: np.ndarray) ->
       counts: [n, G] of the spots.
       coords_um: [n, 2]; neighbours are looked for among these spots.
     """
-    scores = (_log_normalized(counts) @ model.axes - model.center) / model.scale
-    size, n = bucket_size(len(scores)), len(scores)
-    topology = topology_of(scores, coords_um)
+    values = scores(model, counts)
+    size, n = bucket_size(len(values)), len(values)
+    topology = topology_of(values, coords_um)
     table = graph_vae.Topology(*(np.pad(t, ((0, size - n), (0, 0))) for t in topology))
-    padded = np.pad(scores, ((0, size - n), (0, 0)))
+    padded = np.pad(values, ((0, size - n), (0, 0)))
     return np.asarray(graph_vae.encode(model.vae, padded, table))[:n]
 
 
@@ -112,8 +117,39 @@ def normed(model: SampleModel, z: np.ndarray) -> np.ndarray:
 
 def denoised(model: SampleModel, z: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Rates [n, g] of some genes, relative to their means, read from normed latents [n, d]."""
-    rates = model.rates[0, genes] + z @ model.rates[1:, genes]
-    return np.maximum(rates, _LEAST_RATE)
+    return rates_at(model.rates, z, genes)
+
+
+def rates_at(coefficients: np.ndarray, x: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """Relative rates [n, g] of some genes at spots described by x [n, d]; see `read_rates`."""
+    return np.maximum(coefficients[0, genes] + x @ coefficients[1:, genes], _LEAST_RATE)
+
+
+def read_rates(
+    x: np.ndarray, counts: sp.csr_matrix, library: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every gene's rate by ridge regression on what describes the spots, weighted by their depth.
+
+    Args:
+      x: [n, d] of the spots.
+      counts: [n, G].
+      library: [n] all counts of each spot.
+      ridge: spots' worth of prior on the coefficients.
+
+    Returns:
+      Coefficients [1 + d, G] of the rate relative to the gene's mean, mean shares of the counts
+      [G], and the share [G] of the gene's variance between spots that x explains.
+    """
+    weight = library / library.mean()
+    design = np.column_stack([np.ones(len(x)), x])
+    gram = design.T @ (weight[:, None] * design) + ridge * np.diag([0.0] + [1.0] * x.shape[1])
+    mean_rate = counts.sum(axis=0).A1 / library.sum()
+    relative = 1.0 / (np.maximum(mean_rate, 1e-12) * library.mean())
+    rates = np.linalg.solve(gram, (counts.T @ design).T) * relative  # weight x share = count
+    signal = ((design @ rates - 1.0) ** 2 * weight[:, None]).mean(axis=0)
+    share = counts.multiply(counts).T @ (1.0 / weight) / len(x) * relative**2 - 1.0
+    explained = np.clip(signal / np.maximum(share, 1e-9), 0.0, 1.0)
+    return tuple(a.astype(np.float32) for a in (rates, mean_rate, explained))
 
 
 def latent_norm(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,19 +196,3 @@ def some_spots(coords_um: np.ndarray, seed: int = 0) -> np.ndarray:
 def _log_normalized(counts: sp.csr_matrix) -> sp.csr_matrix:
     library = np.maximum(counts.sum(axis=1).A1, 1.0)
     return (sp.diags(_SCALE / library) @ counts).log1p().tocsr().astype(np.float32)
-
-
-def _read_rates(
-    z: np.ndarray, counts: sp.csr_matrix, library: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients [1 + d, G], mean shares [G] and shares explained [G], spots by their depth."""
-    weight = library / library.mean()
-    design = np.column_stack([np.ones(len(z)), z])
-    gram = design.T @ (weight[:, None] * design) + _RIDGE * np.diag([0.0] + [1.0] * z.shape[1])
-    mean_rate = counts.sum(axis=0).A1 / library.sum()
-    relative = 1.0 / (np.maximum(mean_rate, 1e-12) * library.mean())
-    rates = np.linalg.solve(gram, (counts.T @ design).T) * relative  # weight x share = count
-    signal = ((design @ rates - 1.0) ** 2 * weight[:, None]).mean(axis=0)
-    share = counts.multiply(counts).T @ (1.0 / weight) / len(z) * relative**2 - 1.0
-    explained = np.clip(signal / np.maximum(share, 1e-9), 0.0, 1.0)
-    return tuple(a.astype(np.float32) for a in (rates, mean_rate, explained))

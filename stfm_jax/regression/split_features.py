@@ -23,6 +23,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.ops.neighbors import median_spacing
 from stfm_jax.ops.tiles import hilbert_order
 from stfm_jax.regression import latents
+from stfm_jax.regression.split_images import ImageSays
 
 WIDTHS = (0.4, 0.75, 1.5)  # of Gaussians, in spacings of the parents
 _LEAST = 1e-3  # of the siblings' mean; the logarithm of less is its
@@ -34,7 +35,6 @@ PLAIN = (*_GENE, *_ALL, *_RATE, _TISSUE)
 IMAGE = ("image depth", "image rate")
 PART = 16_384  # parents of a large sample that are prepared together
 REACH = latents.REACH + 5.0  # spacings of the parents, beyond which nothing changes a proposal
-_IMAGE_RIDGE = 3.0  # spots' worth of prior on the coefficients
 NUM_FACTS = 6  # of gene and parent; general features follow them
 
 
@@ -47,13 +47,6 @@ class SplitRows(NamedTuple):
     counts: np.ndarray  # [N] float32 of the parent
     ratios: np.ndarray  # [N, s] float32, what is to be found; zeros when unknown
     place: np.ndarray  # [N] int32, noise is keyed to it
-
-
-class ImageSays(NamedTuple):
-    """What the children's images say."""
-
-    depth: np.ndarray  # [n] log of the counts expected of a child
-    z: np.ndarray  # [n, d] its latents
 
 
 class Learned(NamedTuple):
@@ -73,28 +66,6 @@ class Sample:
     table: np.ndarray  # [P, s] of `Pair.table`
     operators: dict[str, sp.csr_matrix]  # [n, P] by the last word of a proposal's name
     places: np.ndarray  # [P] rows of its parents in the whole sample
-
-
-def image_latents(pair: Pair, model: latents.SampleModel, design: np.ndarray) -> np.ndarray:
-    """Latents [n, d] of the children by a ridge regression within the sample.
-
-    It is fitted to the parents' latents, whose image is the mean of their children's.
-
-    Args:
-      pair: the sample.
-      model: of its parents.
-      design: [n, p] features of the children's images, of unit variance.
-    """
-    spots = latents.some_spots(pair.low.coords_um)
-    part = pair.of_parents(spots)
-    z = latents.normed(model, latents.latents(model, part.low.counts, part.low.coords_um))
-    members = np.isin(pair.parent, spots)
-    x = np.zeros((len(spots), design.shape[1]))
-    np.add.at(x, part.parent, design[members])
-    x = np.column_stack([np.ones(len(x)), x / part.num_children[:, None]])
-    gram = x.T @ x + _IMAGE_RIDGE * np.diag([0.0] + [1.0] * design.shape[1])
-    weights = np.linalg.solve(gram, x.T @ z)
-    return (weights[0] + design @ weights[1:]).astype(np.float32)
 
 
 def sample(pair: Pair, learned: Learned, places: np.ndarray | None = None) -> Sample:
@@ -142,10 +113,10 @@ def rows(sample: Sample, parents: np.ndarray, genes: np.ndarray) -> SplitRows:
     carry(_RATE, latents.denoised(sample.learned.model, sample.z, genes))
     reached = sample.operators[_TISSUE.split()[-1]][children] > 0
     fields[_TISSUE] = (reached.astype(np.float32) @ size)[:, None]
-    model, image = sample.learned
+    image = sample.learned.image
     if image is not None:
         fields["image depth"] = np.exp(image.depth[children])[:, None]
-        fields["image rate"] = latents.denoised(model, image.z[children], genes)
+        fields["image rate"] = image.rates(children, genes)
     g = len(genes)
     names = PLAIN if image is None else PLAIN + IMAGE
     proposals = np.zeros((m, s, g, len(names)), np.float32)
@@ -184,7 +155,7 @@ def blocks(
     step = max(1, pairs_at_once // max(1, len(genes)))
     for core, parents in _parts(pair.low.coords_um):
         children = np.flatnonzero(_flags(parents, pair.low.num_spots)[pair.parent])
-        image = learned.image and ImageSays(*(a[children] for a in learned.image))
+        image = learned.image and learned.image.of_children(children)
         part = sample(pair.of_parents(parents), learned._replace(image=image), parents)
         inside = np.flatnonzero(_flags(core, pair.low.num_spots)[parents])
         for first in range(0, len(inside), step):
