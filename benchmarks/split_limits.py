@@ -62,18 +62,20 @@ def weights_of_truth(
     model: split_model.SplitModel, pairs: list[Pair], genes: list[str]
 ) -> list[np.ndarray]:
     """The pooled mean, its weights fitted to what it is scored on."""
-    rows = []
+    where, rows = [], []
     for pair in pairs:
         sample = split_features.sample(pair, model.task.learn(pair, model.fitted))
         every = np.arange(pair.low.num_spots)
-        rows.append(model.task.seen(split_features.rows(sample, every, columns(pair, genes))))
+        known, of_sample = split_features.rows(sample, every, columns(pair, genes))
+        where.append(known)
+        rows.append(model.task.seen(of_sample))
     weights = pooling.fit(joined(rows))
     found = []
-    for pair, part in zip(pairs, rows, strict=True):
-        table, shares = pair.table(), shares_of_logits(part.proposals @ weights, part.mask)
-        shares = np.asarray(shares).reshape(len(table), len(genes), -1).transpose(0, 2, 1)
+    for pair, known, part in zip(pairs, where, rows, strict=True):
+        shares = np.asarray(shares_of_logits(part.proposals @ weights, part.mask))
+        gene = np.repeat(known.gene, part.mask.sum(axis=1))
         field = np.zeros((pair.high.num_spots, len(genes)))
-        field[table[table >= 0]] = shares[table >= 0]
+        field[pair.table()[known.parent][part.mask], gene] = shares[part.mask]
         found.append(splits.in_proportion(pair, gene_counts(pair.low, genes), field))
     return found
 

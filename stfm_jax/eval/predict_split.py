@@ -6,6 +6,7 @@ and both resolutions' places are held, nothing else grows with it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from tqdm import tqdm
 
 import stfm_jax
@@ -35,13 +37,16 @@ from stfm_jax.runtime.files import atomic_path
 _LOG = logging.getLogger("stfm_jax")
 GENES_SHOWN = 3
 SHOWN = 20_000  # parents of a map, at most
+GENES_COMPARED = 256  # at a time
+ROWS = 65_536  # of which indices are written at a time
 
 
 def run(config: Any, model: SplitModel, checkpoint: Path, encoder: Any = None) -> None:
     """Reads, splits, writes `config.predict.output`, and a map beside it (same name, .png).
 
     The file holds the mean in `X` [n, g], which adds up to the parents' counts; draws in
-    `layers['draw_0']`, ...; `obs['parent']`; `obsm['spatial']` as the input's; provenance in `uns`.
+    `layers['draw_0']`, ...; both sparse, with entries where parents have counts; `obs['parent']`;
+    `obsm['spatial']` as the input's; provenance in `uns`.
 
     Raises:
       InputError: options, files, or what they hold; the disk is too small.
@@ -51,7 +56,8 @@ def run(config: Any, model: SplitModel, checkpoint: Path, encoder: Any = None) -
     genes = np.flatnonzero(pair.low.counts.sum(axis=0).A1 > 0)
     if not len(genes):
         raise InputError(f"{pair.low.where}: every count is 0; there is nothing to split.")
-    _check_disk(output.parent, pair.high.num_spots * len(genes) * 4 * (1 + options.draws))
+    layout = Layout.of(pair, genes)
+    _check_disk(output.parent, layout.size * 8 * (1 + options.draws))
     parts = model.split(
         pair, genes, config.seed, options.draws, config.srast.pairs_at_once,
         make_mesh(config.devices),
@@ -62,7 +68,7 @@ def run(config: Any, model: SplitModel, checkpoint: Path, encoder: Any = None) -
         return
     with atomic_path(output) as temporary:
         _annotations(model, pair, genes, config, checkpoint).write_h5ad(temporary)
-        _write(temporary, parts, pair, len(genes), config)
+        _write(temporary, parts, layout, pair.low.name, config)
     names = [str(pair.low.genes[gene]) for gene in genes]
     _LOG.info(
         "%s: %d parents, %d children, %d genes -> %s",
@@ -147,57 +153,112 @@ def _annotations(
     return adata
 
 
-def _write(path: Path, parts: Iterable[Split], pair: Pair, num_genes: int, config: Any) -> None:
-    """Adds `X` and the draws to an AnnData file, some parents at a time."""
-    draws, kind = config.predict.draws, config.predict.whole
-    shape = pair.high.num_spots, num_genes
-    dtype = np.float32 if kind == "real" else np.int32
-    names = ["X", *(f"layers/draw_{i}" for i in range(draws))]
+def _write(path: Path, parts: Iterable[Split], layout: Layout, name: str, config: Any) -> None:
+    """Adds `X` and the draws to an AnnData file, some pairs at a time."""
+    kind = config.predict.whole
+    drawn = np.float32 if kind == "real" else np.int32
+    names = ["X", *(f"layers/draw_{i}" for i in range(config.predict.draws))]
+    types = [np.float32 if name == "X" else drawn for name in names]
     with h5py.File(path, "r+") as file:
         offsets = [
-            _allocated(file, name, shape, np.float32 if name == "X" else dtype) for name in names
+            _allocated(file, name, layout, dtype) for name, dtype in zip(names, types, strict=True)
         ]
     mean, *layers = (
-        np.memmap(path, np.float32 if i == 0 else dtype, "r+", offset, shape)
-        for i, offset in enumerate(offsets)
+        np.memmap(path, dtype, "r+", offset, layout.size)
+        for dtype, offset in zip(types, offsets, strict=True)
     )
     rng = np.random.default_rng(config.seed)
     with tqdm(
-        desc=pair.low.name, total=pair.low.num_spots, unit="parent", dynamic_ncols=True
+        desc=name, total=layout.rank.nnz, unit="pair", unit_scale=True, dynamic_ncols=True
     ) as bar:
         for part in parts:
             mask = part.children >= 0
-            rows, there = part.children[mask], mask[:, None]
-            mean[rows] = simplex.split(part.counts, part.mean, there).transpose(0, 2, 1)[mask]
+            at = layout.places(part)[mask]
+            mean[at] = simplex.split(part.counts, part.mean, mask)[mask]
             whole = part.counts.astype(np.int64)
             for layer, shares in zip(layers, part.draws, strict=True):
-                drawn = simplex.allocate(kind, rng, whole, shares, there)
-                layer[rows] = drawn.transpose(0, 2, 1)[mask]
-            bar.update(len(part.parents))
+                layer[at] = simplex.allocate(kind, rng, whole, shares, mask)[mask]
+            bar.update(len(part.counts))
     for each in (mean, *layers):
         each.flush()
 
 
-def _allocated(file: h5py.File, name: str, shape: tuple[int, int], dtype) -> int:
-    """A matrix with room in the file, marked as AnnData's format asks; where its bytes begin."""
-    matrix = file.create_dataset(name, shape, dtype)
-    matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    matrix[0, 0] = 0  # HDF5 gives a contiguous matrix its room at the first write
-    return matrix.id.get_offset()
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a sparse matrix (CSR) of children by genes has its entries.
+
+    A child has one for every gene that its parent has counts of, in the order of genes.
+    """
+
+    rank: sp.csr_matrix  # [P, g] of a parent's gene among those it has counts of
+    indptr: np.ndarray  # [n + 1] of the children
+    parent: np.ndarray  # [n] rows
+
+    @classmethod
+    def of(cls, pair: Pair, genes: np.ndarray) -> Layout:
+        """Of a pair and columns [g] of its counts, ascending."""
+        counts = pair.low.counts[:, genes].tocsr()
+        counts.eliminate_zeros()
+        counts.sort_indices()
+        sizes = np.diff(counts.indptr)
+        rank = np.arange(counts.nnz) - np.repeat(counts.indptr[:-1], sizes)
+        indptr = np.concatenate([[0], np.cumsum(sizes[pair.parent], dtype=np.int64)])
+        structure = (rank.astype(np.int32), counts.indices, counts.indptr)
+        return cls(sp.csr_matrix(structure, shape=counts.shape), indptr, pair.parent)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.parent), self.rank.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return int(self.indptr[-1])
+
+    def places(self, part: Split) -> np.ndarray:
+        """Of the pairs' children among the entries [N, s]; any, where there is no child."""
+        rank = np.asarray(self.rank[part.pairs.parent, part.pairs.gene]).ravel()
+        return self.indptr[part.children] + rank[:, None]
+
+    def indices(self, first: int, last: int) -> np.ndarray:
+        """Genes of the entries of the children from `first` to before `last`."""
+        return self.rank[self.parent[first:last]].indices
+
+
+def _allocated(file: h5py.File, name: str, layout: Layout, dtype) -> int:
+    """A sparse matrix as AnnData keeps it, with room for its values; where their bytes begin."""
+    group = file.create_group(name)
+    group.attrs.update(
+        {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": layout.shape}
+    )
+    group["indptr"] = layout.indptr
+    indices = group.create_dataset("indices", layout.size, np.int32)
+    for first in range(0, layout.shape[0], ROWS):
+        last = min(first + ROWS, layout.shape[0])
+        indices[layout.indptr[first] : layout.indptr[last]] = layout.indices(first, last)
+    values = group.create_dataset("data", layout.size, dtype)
+    values[0] = 0  # HDF5 gives a contiguous array its room at the first write
+    return values.id.get_offset()
 
 
 def _compare(pair: Pair, output: Path, names: list[str]) -> None:
     """Says how good it is, where the file of the children holds counts too."""
     if pair.high.counts is None:
         return
-    with h5py.File(output) as file:
-        mean = file["X"][:]
-    true = gene_counts(pair.high, names)
-    found = metrics.pearson(np.log1p(mean), np.log1p(true))
+    mean, found = _matrix(output, "X").tocsc(), []
+    for first in range(0, len(names), GENES_COMPARED):
+        some = slice(first, first + GENES_COMPARED)
+        true = gene_counts(pair.high, names[some])
+        found.append(metrics.pearson(np.log1p(mean[:, some].toarray()), np.log1p(true)))
     _LOG.info(
         "the children's file holds counts too: gene-wise Pearson of log1p(counts) %.3f",
-        metrics.mean_over_genes(found)[0],
+        metrics.mean_over_genes(np.concatenate(found))[0],
     )
+
+
+def _matrix(path: Path, name: str) -> sp.csr_matrix:
+    with h5py.File(path) as file:
+        return anndata.io.read_elem(file[name])
 
 
 def _draw_maps(pair: Pair, output: Path, names: list[str]) -> None:
@@ -211,11 +272,9 @@ def _draw_maps(pair: Pair, output: Path, names: list[str]) -> None:
     children = np.flatnonzero(np.isin(pair.parent, spots))
     low = gene_counts(part.low, names)
     best = np.argsort(-np.log1p(low).var(axis=0), kind="stable")[:GENES_SHOWN]
-    with h5py.File(output) as file:
-        order = np.argsort(best)
-        columns = {"low resolution": low[:, best]}
-        for title, key in (("mean", "X"), ("one draw", "layers/draw_0")):
-            columns[title] = file[key][:, np.sort(best)][children][:, np.argsort(order)]
+    columns = {"low resolution": low[:, best]}
+    for title, key in (("mean", "X"), ("one draw", "layers/draw_0")):
+        columns[title] = _matrix(output, key)[children][:, best].toarray()
     figure = split_plots.maps(
         part,
         columns,

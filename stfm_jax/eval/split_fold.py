@@ -75,13 +75,11 @@ def whole_sample(
     wanted = columns(pair, genes)
     for part in model.split(pair, wanted, config.seed, draws, at_once, mesh):
         mask = part.children >= 0
-        there = mask[:, None, :]
-        children = part.children[mask]
-        exact = simplex.split(part.counts, part.mean, there)
-        mean[children] = exact.transpose(0, 2, 1)[mask]
+        children, gene = part.children[mask], np.repeat(part.pairs.gene, mask.sum(axis=1))
+        mean[children, gene] = simplex.split(part.counts, part.mean, mask)[mask]
         for i, shares in enumerate(part.draws):
-            whole = simplex.split_largest_remainder(part.counts, shares, there)
-            sampled[i, children] = whole.transpose(0, 2, 1)[mask]
+            whole = simplex.split_largest_remainder(part.counts, shares, mask)
+            sampled[i, children, gene] = whole[mask]
     return mean, sampled
 
 

@@ -27,19 +27,20 @@ from stfm_jax.models.build import build_split
 from stfm_jax.regression import features as feature_ops
 from stfm_jax.regression import regressors, split_features, split_images
 from stfm_jax.regression.split_batches import padded
+from stfm_jax.regression.split_features import Pairs
 from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.devices import SPLIT, SPLIT_DRAWS, fetch, make_mesh, replicate, split
 from stfm_jax.runtime.files import load_arrays, save_arrays, write_json
 
 
 class Split(NamedTuple):
-    """Some parents' shares."""
+    """Shares of some pairs of a parent and a gene that have counts."""
 
-    parents: np.ndarray  # [m] rows
-    children: np.ndarray  # [m, s] rows, -1 where there is none
-    counts: np.ndarray  # [m, g] of the parents
-    mean: np.ndarray  # [m, g, s]
-    draws: np.ndarray  # [draws, m, g, s]
+    pairs: Pairs  # [N]
+    children: np.ndarray  # [N, s] rows, -1 where there is none
+    counts: np.ndarray  # [N] of the parents
+    mean: np.ndarray  # [N, s]
+    draws: np.ndarray  # [draws, N, s]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class SplitModel:
         pairs_at_once: int,
         mesh: Mesh | None = None,
     ) -> Iterator[Split]:
-        """Shares of all parents of a sample; its children's counts are not looked at.
+        """Shares of all counts of a sample, pair by pair; its children's are not looked at.
 
         Args:
           pair: the sample.
@@ -75,17 +76,15 @@ class SplitModel:
         learned = self.task.learn(pair, self.fitted)
         params, flow = replicate(mesh, (self.params, self.fitted.flow))
         key, at_once = jax.random.key(seed), pairs_at_once * mesh.size
-        for parents, children, rows in split_features.blocks(pair, learned, genes, at_once):
-            n, shape = len(rows.counts), (len(parents), len(genes), children.shape[1])
+        for pairs, children, rows in split_features.blocks(pair, learned, genes, at_once):
+            n = len(rows.counts)
             size = mesh.size * bucket_size(-(-n // mesh.size))
             arguments = params, flow, split(mesh, padded(rows, size)), key
             mean = on_devices(self.task, "mean", mesh, SPLIT, srast.MEAN_DRAWS, *arguments)
-            mean = fetch(mean)[:n].reshape(shape)
-            sampled = np.zeros((0, *shape), np.float32)
+            sampled = np.zeros((0, size, children.shape[1]), np.float32)
             if draws:
                 sampled = on_devices(self.task, "sample", mesh, SPLIT_DRAWS, draws, *arguments)
-                sampled = fetch(sampled)[:, :n].reshape(draws, *shape)
-            yield Split(parents, children, rows.counts.reshape(shape[:2]), mean, sampled)
+            yield Split(pairs, children, rows.counts, fetch(mean)[:n], fetch(sampled)[:, :n])
 
 
 def save(directory: Path, model: SplitModel, epochs: int) -> None:

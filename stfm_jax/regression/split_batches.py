@@ -14,13 +14,12 @@ _SEEDS = 1 << 20  # keeps the draw of parents apart from that of batches
 
 
 def training_rows(sample: Sample, genes: np.ndarray, seed: int) -> SplitRows:
-    """Pairs with something to learn from: counts to split, and at least two children."""
+    """Pairs with something to learn from: of parents with at least two children."""
     parents = np.flatnonzero(sample.pair.num_children > 1)
     if len(parents) > MAX_PARENTS:
         rng = np.random.default_rng([seed, _SEEDS])
         parents = np.sort(rng.choice(parents, MAX_PARENTS, replace=False))
-    every = rows(sample, parents, genes)
-    return taken(every, np.flatnonzero(every.counts > 0))
+    return rows(sample, parents, genes)[1]
 
 
 def taken(some: SplitRows, index: np.ndarray) -> SplitRows:

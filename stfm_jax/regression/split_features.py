@@ -6,6 +6,7 @@ around and the gene's denoised rate go on in space, at several widths; how much 
 what an image says. No rule knows which gene it is, or in which order children come. [ours]
 
 Of children s at most to a parent; where there are fewer a mask says so.
+Pairs are those that have counts: where a parent has none of a gene there is nothing to split.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _RATE = ("rate 0.4", "rate 1.5")
 _TISSUE = "tissue 0.75"
 PLAIN = (*_GENE, *_ALL, *_RATE, _TISSUE)
 IMAGE = ("image depth", "image rate")
-PART = 16_384  # parents of a large sample that are prepared together
+PART = 16_384  # parents of a large sample that are prepared together,
+GENES, PAIRS = 256, 1 << 18  # with so many genes, and of them pairs, at most
 REACH = latents.REACH + 5.0  # spacings of the parents, beyond which nothing changes a proposal
 NUM_FACTS = 6  # of gene and parent; general features follow them
 
@@ -47,6 +49,13 @@ class SplitRows(NamedTuple):
     counts: np.ndarray  # [N] float32 of the parent
     ratios: np.ndarray  # [N, s] float32, what is to be found; zeros when unknown
     place: np.ndarray  # [N] int32, noise is keyed to it
+
+
+class Pairs(NamedTuple):
+    """Which parent and gene."""
+
+    parent: np.ndarray  # [N] rows
+    gene: np.ndarray  # [N] places among the genes asked for
 
 
 class Learned(NamedTuple):
@@ -65,6 +74,8 @@ class Sample:
     z: np.ndarray  # [P, d] normed latents
     table: np.ndarray  # [P, s] of `Pair.table`
     operators: dict[str, sp.csr_matrix]  # [n, P] by the last word of a proposal's name
+    by_gene: sp.csc_matrix  # [P, G] counts of the parents
+    library: np.ndarray  # [P] all counts of each
     places: np.ndarray  # [P] rows of its parents in the whole sample
 
 
@@ -88,84 +99,93 @@ def sample(pair: Pair, learned: Learned, places: np.ndarray | None = None) -> Sa
     except InputError:  # parents on no lattice: nothing to be linear along
         operators["bilinear"] = operators[str(WIDTHS[0])]
     places = np.arange(low.num_spots) if places is None else places
-    return Sample(pair, learned, z.astype(np.float32), pair.table(), operators, places)
+    return Sample(
+        pair, learned, z.astype(np.float32), pair.table(), operators, low.counts.tocsc(),
+        low.counts.sum(axis=1).A1, places,
+    )  # fmt: skip
 
 
-def rows(sample: Sample, parents: np.ndarray, genes: np.ndarray) -> SplitRows:
-    """Every pair of some parents [m] and genes [g], the genes of a parent together."""
-    pair, table = sample.pair, sample.table[parents]
+def rows(sample: Sample, parents: np.ndarray, genes: np.ndarray) -> tuple[Pairs, SplitRows]:
+    """The pairs of some parents [m] and genes [g], the genes of a parent together."""
+    pair, low = sample.pair, sample.by_gene[:, genes].tocsr()
+    low.eliminate_zeros()
+    own = low[parents].tocoo()
+    parent, counts = parents[own.row], own.data.astype(np.float32)
+    table = sample.table[parent]
     mask = table >= 0
-    m, s = table.shape
-    children = table[mask]
-    low = pair.low.counts[:, genes]
-    library = pair.low.counts.sum(axis=1).A1
-    size = pair.num_children
-    fields = {}
+    family = sample.table[parents]
+    children = np.sort(family[family >= 0])
+    place = np.searchsorted(children, np.where(mask, table, children[0]))
 
-    def carry(names: tuple[str, ...], values) -> None:
-        """Values [P, g] of the parents to the children, by each of the names."""
-        for name in names:
-            at = sample.operators[name.split()[-1]][children] @ values
-            fields[name] = np.asarray(at.todense() if sp.issparse(at) else at)
+    def of_pairs(values) -> np.ndarray:
+        """Values of the children [c, g], or [c, 1] for all genes, by pair and sibling [N, s]."""
+        values = values.toarray() if sp.issparse(values) else values
+        return values[place, own.col[:, None] if values.shape[1] == len(genes) else 0]
 
-    carry(_GENE, sp.diags(1.0 / size) @ low)
-    carry(_ALL, (library / size)[:, None])
-    carry(_RATE, latents.denoised(sample.learned.model, sample.z, genes))
-    reached = sample.operators[_TISSUE.split()[-1]][children] > 0
-    fields[_TISSUE] = (reached.astype(np.float32) @ size)[:, None]
+    def carried(name: str, values) -> np.ndarray:
+        """Values [P, g] or [P, 1] of the parents, as the children have them."""
+        return of_pairs(sample.operators[name.split()[-1]][children] @ values)
+
+    per_child = sp.diags(1.0 / pair.num_children) @ low
+    depth = (sample.library / pair.num_children)[:, None]
+    rate = latents.denoised(sample.learned.model, sample.z, genes)
+    reached = (sample.operators[_TISSUE.split()[-1]][children] > 0).astype(np.float32)
+    fields = [carried(name, per_child) for name in _GENE]
+    fields += [carried(name, depth) for name in _ALL]
+    fields += [carried(name, rate) for name in _RATE]
+    fields += [of_pairs((reached @ pair.num_children)[:, None])]
     image = sample.learned.image
     if image is not None:
-        fields["image depth"] = np.exp(image.depth[children])[:, None]
-        fields["image rate"] = image.rates(children, genes)
-    g = len(genes)
-    names = PLAIN if image is None else PLAIN + IMAGE
-    proposals = np.zeros((m, s, g, len(names)), np.float32)
-    for k, name in enumerate(names):
-        proposals[mask, :, k] = np.broadcast_to(fields[name], (len(children), g))
-    proposals = _centred(proposals, mask)
-    counts = low[parents].toarray()
-    shape = (m, g, -1)
-    facts = np.concatenate(
-        [
-            _facts(sample, parents, genes, counts, library, low).reshape(shape),
-            np.broadcast_to(sample.z[parents, None], (m, g, sample.z.shape[1])),
-            np.broadcast_to(_around(sample, parents)[:, None], (m, g, sample.z.shape[1])),
-        ],
-        axis=2,
-    )
-    place = sample.places[parents, None] * pair.low.counts.shape[1] + genes
-    return SplitRows(
-        proposals.transpose(0, 2, 1, 3).reshape(m * g, s, -1),
-        facts.reshape(m * g, -1).astype(np.float32),
-        np.repeat(mask, g, axis=0),
-        counts.reshape(-1).astype(np.float32),
-        _ratios(sample, table, mask, genes, counts).reshape(m * g, s),
-        (place.reshape(-1) % (1 << 31)).astype(np.int32),
+        fields += [of_pairs(np.exp(image.depth[children])[:, None])]
+        fields += [of_pairs(image.rates(children, genes))]
+    ratios = np.zeros(mask.shape, np.float32)
+    if pair.high.counts is not None:
+        measured = of_pairs(pair.high.counts[children][:, genes])
+        ratios = np.where(mask, measured / counts[:, None], 0.0).astype(np.float32)
+    where = sample.places[parent] * sample.by_gene.shape[1] + genes[own.col]
+    return Pairs(parent, own.col), SplitRows(
+        np.stack([_centred(field, mask) for field in fields], axis=2),
+        _facts(sample, parents, genes, own, low),
+        mask,
+        counts,
+        ratios,
+        (where % (1 << 31)).astype(np.int32),
     )
 
 
 def blocks(
     pair: Pair, learned: Learned, genes: np.ndarray, pairs_at_once: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, SplitRows]]:
-    """Some parents [m], their children [m, s] and their pairs [m g] at a time.
+) -> Iterator[tuple[Pairs, np.ndarray, SplitRows]]:
+    """Some pairs at a time, and their children [N, s].
 
-    A large sample is prepared part by part, each with the tissue around that it depends on: what is
-    held does not grow with the sample.
+    A large sample is prepared part by part, each with the tissue around that it depends on, and
+    some genes at a time: what is held grows neither with the sample nor with the panel.
     """
-    step = max(1, pairs_at_once // max(1, len(genes)))
     for core, parents in _parts(pair.low.coords_um):
         children = np.flatnonzero(_flags(parents, pair.low.num_spots)[pair.parent])
         image = learned.image and learned.image.of_children(children)
         part = sample(pair.of_parents(parents), learned._replace(image=image), parents)
         inside = np.flatnonzero(_flags(core, pair.low.num_spots)[parents])
-        for first in range(0, len(inside), step):
-            some = inside[first : first + step]
-            table = part.table[some]
-            yield (
-                parents[some],
-                np.where(table >= 0, children[table], -1),
-                rows(part, some, genes),
-            )
+        for first, last in _gene_ranges(np.diff(part.by_gene.indptr)[genes]):
+            of_part, prepared = rows(part, inside, genes[first:last])
+            for start in range(0, len(of_part.parent), pairs_at_once):
+                some = slice(start, start + pairs_at_once)
+                table = part.table[of_part.parent[some]]
+                yield (
+                    Pairs(parents[of_part.parent[some]], first + of_part.gene[some]),
+                    np.where(table >= 0, children[table], -1),
+                    SplitRows(*(a[some] for a in prepared)),
+                )
+
+
+def _gene_ranges(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of genes with PAIRS pairs together at most, or one gene; sizes [g] in pairs."""
+    total, first = np.concatenate([[0], np.cumsum(sizes)]), 0
+    while first < len(sizes):
+        last = int(np.searchsorted(total, total[first] + PAIRS, side="right")) - 1
+        last = min(max(last, first + 1), first + GENES, len(sizes))
+        yield first, last
+        first = last
 
 
 def _parts(coords_um: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -188,41 +208,28 @@ def _flags(index: np.ndarray, n: int) -> np.ndarray:
     return flags
 
 
-def _centred(fields: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logarithms of fields [m, s, g, F], with mean 0 over the siblings; 0 where there is none."""
-    there = mask[:, :, None, None]
-    number = np.maximum(there.sum(axis=1, keepdims=True), 1)
-    mean = np.where(there, fields, 0.0).sum(axis=1, keepdims=True) / number
+def _centred(field: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Logarithms of a field [N, s], with mean 0 over the siblings; 0 where there is none."""
+    number = mask.sum(axis=1, keepdims=True)
+    mean = np.where(mask, field, 0.0).sum(axis=1, keepdims=True) / number
     floor = np.maximum(_LEAST * mean, 1e-30)
-    logs = np.where(there, np.log(np.maximum(fields, floor)), 0.0)
-    return np.where(there, logs - logs.sum(axis=1, keepdims=True) / number, 0.0).astype(np.float32)
+    logs = np.where(mask, np.log(np.maximum(field, floor)), 0.0)
+    return np.where(mask, logs - logs.sum(axis=1, keepdims=True) / number, 0.0).astype(np.float32)
 
 
-def _facts(sample: Sample, parents, genes, counts, library, low) -> np.ndarray:
-    """[m, g, NUM_FACTS] of parent and gene."""
-    (m, g), model = counts.shape, sample.learned.model
-    size = sample.pair.num_children[parents]
-    around = sample.operators["1.5"][sample.table[parents][:, 0]] @ low
+def _facts(sample: Sample, parents, genes, own: sp.coo_matrix, low: sp.csr_matrix) -> np.ndarray:
+    """[N, q] of the pairs `own` [m, g]: NUM_FACTS, the parent's latents, those around."""
+    model, parent, gene = sample.learned.model, parents[own.row], genes[own.col]
+    near = sample.operators["1.5"][sample.table[parents][:, 0]]
+    size = sample.pair.num_children[parent]
     each = (
-        np.log1p(counts),
-        np.log1p(library[parents])[:, None] - model.log_library,
-        np.log1p(around.toarray()),
-        np.log1p(model.mean_rate[genes] * model.library)[None],
-        np.sqrt(model.explained[genes])[None],
-        (size / sample.table.shape[1])[:, None],
+        np.log1p(own.data),
+        np.log1p(sample.library[parent]) - model.log_library,
+        np.log1p((near @ low).toarray()[own.row, own.col]),
+        np.log1p(model.mean_rate[gene] * model.library),
+        np.sqrt(model.explained[gene]),
+        size / sample.table.shape[1],
     )
-    return np.stack([np.broadcast_to(a, (m, g)) for a in each], axis=2)
-
-
-def _around(sample: Sample, parents: np.ndarray) -> np.ndarray:
-    """Mean latents [m, d] of the tissue around."""
-    return sample.operators["1.5"][sample.table[parents][:, 0]] @ sample.z
-
-
-def _ratios(sample: Sample, table, mask, genes, counts) -> np.ndarray:
-    """Measured shares [m, g, s]; zeros where children have no counts, or the parent has none."""
-    m, s = table.shape
-    out = np.zeros((m, s, len(genes)), np.float32)
-    if sample.pair.high.counts is not None:
-        out[mask] = sample.pair.high.counts[table[mask]][:, genes].toarray()
-    return (out / np.maximum(counts, 1.0)[:, None]).transpose(0, 2, 1)
+    plain = np.stack(each, axis=1)
+    general = sample.z[parent], (near @ sample.z)[own.row]
+    return np.concatenate([plain, *general], axis=1).astype(np.float32)

@@ -67,14 +67,16 @@ def model(pairs, tmp_path_factory) -> SplitModel:
 
 
 def whole(model, pair, genes, draws=3, **changed):
-    """Mean [P, g, s] and draws of all parents in their order."""
-    parts = list(model.split(pair, genes, 0, draws, **({"pairs_at_once": 10_000} | changed)))
-    order = np.argsort(np.concatenate([part.parents for part in parts]))
-    return (
-        np.concatenate([part.mean for part in parts])[order],
-        np.concatenate([part.draws for part in parts], axis=1)[:, order],
-        np.concatenate([part.children for part in parts])[order],
-    )
+    """Mean [P, g, s] and draws of all parents, even where there are no counts; their children."""
+    table = pair.table()
+    shape = len(table), len(genes), table.shape[1]
+    even = (table >= 0) / pair.num_children[:, None]
+    mean, sampled = (np.tile(even[:, None], (*n, len(genes), 1)) for n in ((1,), (draws, 1)))
+    children = np.broadcast_to(table[:, None], shape).copy()
+    for part in model.split(pair, genes, 0, draws, **({"pairs_at_once": 10_000} | changed)):
+        at = tuple(part.pairs)
+        mean[at], sampled[:, *at], children[at] = part.mean, part.draws, part.children
+    return mean, sampled, children
 
 
 def test_shares_are_shares_and_whole_counts_add_up(model, pairs):
