@@ -115,12 +115,12 @@ def rows(sample: Sample, parents: np.ndarray, genes: np.ndarray) -> tuple[Pairs,
     mask = table >= 0
     family = sample.table[parents]
     children = np.sort(family[family >= 0])
-    place = np.searchsorted(children, np.where(mask, table, children[0]))
+    child = np.searchsorted(children, np.where(mask, table, children[0]))
 
     def of_pairs(values) -> np.ndarray:
         """Values of the children [c, g], or [c, 1] for all genes, by pair and sibling [N, s]."""
         values = values.toarray() if sp.issparse(values) else values
-        return values[place, own.col[:, None] if values.shape[1] == len(genes) else 0]
+        return values[child, own.col[:, None] if values.shape[1] == len(genes) else 0]
 
     def carried(name: str, values) -> np.ndarray:
         """Values [P, g] or [P, 1] of the parents, as the children have them."""

@@ -75,7 +75,7 @@ def whole(model, pair, genes, draws=3, **changed):
     children = np.broadcast_to(table[:, None], shape).copy()
     for part in model.split(pair, genes, 0, draws, **({"pairs_at_once": 10_000} | changed)):
         at = tuple(part.pairs)
-        mean[at], sampled[:, *at], children[at] = part.mean, part.draws, part.children
+        mean[at], sampled[(slice(None), *at)], children[at] = part.mean, part.draws, part.children
     return mean, sampled, children
 
 
