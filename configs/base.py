@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.devices = 0  # that share every batch; 0: all there are, of all processes
 
     data = config.data = ConfigDict()
-    data.reader = "anndata"  # hest | her2st | anndata | simulated
+    data.reader = "anndata"  # hest | her2st | anndata | transcripts | simulated
     data.dir = ""
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
     data.num_genes = 50  # most variable on the training slides, where no panel is given
@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     data.features_key = "features"  # anndata: key in obsm
     data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
     data.um_per_px = config_dict.placeholder(float)
+    data.bin_um = 8.0  # transcripts: side of the bins that molecules are added up in
     data.tissue = ConfigDict()  # simulated: fields of stfm_jax.data.simulate.TissueParams
     data.seeds = (0,)  # simulated: one volume each
     data.section_spacing_um = 16.0  # of stacks, where the files do not say z

@@ -16,12 +16,12 @@ from typing import Any
 from stfm_jax.data import simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
 from stfm_jax.data.panel import find_genes
-from stfm_jax.data.readers import h5ad, her2st, hest
+from stfm_jax.data.readers import h5ad, her2st, hest, transcripts
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
-READERS = ("hest", "her2st", "anndata", "simulated")
+READERS = ("hest", "her2st", "anndata", "transcripts", "simulated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,8 @@ def load(data: Any, embeddings_dir: str | None = None, encoder: str | None = Non
         dataset = _her2st(data)
     elif data.reader == "anndata":
         dataset = _anndata(data)
+    elif data.reader == "transcripts":
+        dataset = _transcripts(data)
     elif data.reader == "simulated":
         dataset = _simulated(data)
     else:
@@ -158,6 +160,16 @@ def _anndata(data) -> Dataset:
             um_per_px=data.um_per_px,
         )
         for path in paths
+    }
+    folds, note = leave_one_out(slides)
+    return Dataset(slides, folds, None, note)
+
+
+def _transcripts(data) -> Dataset:
+    root = _folder(data.dir, "it should hold one table of molecules per slide")
+    slides = {
+        name: transcripts.read(path, name, data.bin_um)
+        for name, path in transcripts.tables(root).items()
     }
     folds, note = leave_one_out(slides)
     return Dataset(slides, folds, None, note)
