@@ -45,7 +45,7 @@ def limits(experiment: Experiment, index: int) -> Iterator[Row]:
     config, directory = experiment.config, experiment.fold_dir(index)
     fold, saved = read_json(directory / "fold.json"), load_arrays(directory / "predictions.npz")
     genes, ends = fold["genes"], np.cumsum(fold["spots"])[:-1]
-    pairs = [superres.pair_of(slide, config) for slide in experiment.dataset[fold["test"]]]
+    pairs = [superres.scored_pair(slide, config) for slide in experiment.dataset[fold["test"]]]
     low = [gene_counts(pair.low, genes) for pair in pairs]
     true = [gene_counts(pair.high, genes) for pair in pairs]
     found: Predictions = {name: np.split(v, ends) for name, v in saved["points"].items()}
@@ -86,12 +86,14 @@ def of_tissue(data, pairs: list[Pair], low: list[np.ndarray], genes: list[str]) 
     fields = {}
     for volume in volumes:
         for k, (slide, truth) in enumerate(zip(volume.slides, volume.truth, strict=True)):
-            fields[slide.name] = simulate.tissue_rates(volume, k), truth.mean
+            row_of = {barcode: i for i, barcode in enumerate(slide.barcodes)}
+            fields[slide.name] = row_of, simulate.tissue_rates(volume, k), truth.mean
     found: Predictions = {"tissue": [], "mean": []}
     for pair, counts in zip(pairs, low, strict=True):
-        at = columns(pair, genes)
-        for name, field in zip(found, fields[pair.high.name], strict=True):
-            found[name].append(splits.in_proportion(pair, counts, field[:, at]))
+        at, (row_of, *both) = columns(pair, genes), fields[pair.high.name]
+        rows = [row_of[barcode] for barcode in pair.high.barcodes]
+        for name, field in zip(found, both, strict=True):
+            found[name].append(splits.in_proportion(pair, counts, field[rows][:, at]))
     return found
 
 

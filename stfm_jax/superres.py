@@ -39,6 +39,7 @@ from stfm_jax.training import optimizer_of
 
 _LOG = logging.getLogger("stfm_jax")
 VALIDATION_ROWS = 32_768  # pairs of a validation sample that are looked at, at most
+SCORED = 5000  # parents of a test sample, at most: its middle
 
 
 def open_experiment(config: Any, workdir: str | Path) -> Experiment:
@@ -87,6 +88,16 @@ def pair_of(slide: Slide, config: Any) -> Pair:
     """A slide and its coarser self, as the config's `coarsen` section says."""
     section = config.coarsen
     return coarsen.coarsened(slide, section.group, tuple(section.shift), section.size_um)
+
+
+def scored_pair(slide: Slide, config: Any) -> Pair:
+    """As `pair_of`, of a large slide its middle: SCORED parents, with their children."""
+    pair = pair_of(slide, config)
+    coords = pair.low.coords_um
+    if len(coords) <= SCORED:
+        return pair
+    far = np.linalg.norm(coords - np.median(coords, axis=0), axis=1)
+    return pair.of_parents(np.sort(np.argsort(far, kind="stable")[:SCORED]))
 
 
 def check_folds(experiment: Experiment) -> None:
@@ -271,12 +282,12 @@ def _stage(experiment, directory, stage, task, arrays, rows, names, score=None, 
 
 
 def _score_fold(experiment: Experiment, index: int) -> None:
-    """Splits and scores the test slides of a fold by every row."""
+    """Splits and scores the test slides of a fold, the middle of large ones, by every row."""
     config, directory = experiment.config, experiment.fold_dir(index)
     fold = experiment.dataset.folds[index]
     model = split_model.load(directory / "model", config)
     genes, _ = choose_genes(experiment, fold)
-    pairs = [pair_of(slide, config) for slide in experiment.dataset[fold.test]]
+    pairs = [scored_pair(slide, config) for slide in experiment.dataset[fold.test]]
     predicted = split_fold.predict(model, pairs, genes, config, experiment.mesh)
     low, true = predicted.low, predicted.true
     scores = {
@@ -328,7 +339,7 @@ def _write_unseen(experiment: Experiment) -> None:
 
 def _report(experiment: Experiment) -> None:
     if distributed.is_main():
-        pairs = {slide.name: pair_of(slide, experiment.config) for slide in experiment.slides}
+        pairs = {slide.name: scored_pair(slide, experiment.config) for slide in experiment.slides}
         mixed = mixing.write(experiment.workdir, pairs)
         split_report.write(experiment.workdir, experiment.config, experiment.dataset, pairs, mixed)
     distributed.barrier("report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import tiny
 from bad_input import assert_message
 
 from configs import srast_her2st
+from stfm_jax import superres
 from stfm_jax.data.coarsen import by_lattice
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
@@ -112,6 +114,17 @@ def test_again_nothing_is_done_and_eval_says_the_same(data, work):
     assert tiny.contents(work / "fold_0") == before
     assert tiny.run(config(data__dir=str(data)), work, "eval") == 0
     assert read_json(work / "metrics.json")["methods"] == metrics
+
+
+def test_of_a_large_sample_the_middle_is_scored(data, work, tmp_path, monkeypatch):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    monkeypatch.setattr(superres, "SCORED", 12)
+    assert tiny.run(config(data__dir=str(data)), copy, "eval") == 0
+    for fold in read_json(copy / "metrics.json")["folds"]:
+        assert (fold["parents"], fold["spots"]) == ([12], [48])
+    pair = superres.scored_pair(section("P0", 0), config())
+    far = np.linalg.norm(pair.low.coords_um - 1050.0, axis=1)
+    assert pair.low.num_spots == 12 and far.max() < 500.0  # of a tissue 1,200 um wide
 
 
 def test_limits(work):
