@@ -18,7 +18,7 @@ import harness
 from harness import Job, Row
 
 SIZES = (10_000, 100_000)
-EVALUATIONS = 8  # of a draw
+EVALUATIONS = 4  # of a draw
 COLUMNS = (
     "what", "impl", "n", "seconds", "slope", "spots_per_second", "macs_a_pair", "held_gib",
     "peak_gib", "first_seconds", "device",
@@ -33,6 +33,7 @@ def job(order: Row) -> Job:
 
     from stfm_jax.data.coarsen import subdivided
     from stfm_jax.eval.split_model import SplitModel
+    from stfm_jax.flow.simplex_path import Spread
     from stfm_jax.models.srast import Fitted, SplitArrays, SRast
     from stfm_jax.nn.split_net import SplitNet
     from stfm_jax.regression.split_features import NUM_FACTS, PLAIN
@@ -40,10 +41,10 @@ def job(order: Row) -> Job:
     task = SRast(SplitNet(blocks=order["blocks"]), evaluations=EVALUATIONS)
     facts = NUM_FACTS + 16
     flow = SplitArrays(
-        np.full(len(PLAIN), 0.2, np.float32), np.ones(len(PLAIN), np.float32),
-        np.zeros(facts, np.float32), np.ones(facts, np.float32),
+        np.full(len(PLAIN), 0.2, np.float32), np.zeros(facts, np.float32),
+        np.ones(facts, np.float32), Spread(np.array([3.0, 0.0], np.float32), np.float32(0.3)),
     )  # fmt: skip
-    params = task.init(jax.random.key(0), flow, (len(PLAIN), facts))
+    params = task.init(jax.random.key(0), flow, facts)
     model = SplitModel(task, Fitted(flow, None), params, ())
     pair, genes = subdivided(_low(order["n"], order["genes"]), "2x2"), np.arange(order["genes"])
     before = harness.host_peak_gib()
@@ -100,7 +101,11 @@ def _macs(task, params, flow, facts: int) -> float:
         jnp.zeros((n, 4, f)), jnp.zeros((n, facts)), jnp.ones((n, 4), bool), jnp.ones(n),
         jnp.zeros((n, 4)), jnp.arange(n, dtype=jnp.int32),
     )  # fmt: skip
-    lowered = jax.jit(task.logits).lower(params, flow, rows, rows.ratios, jnp.full(n, 0.5))
+
+    def logits(params, flow, rows, x_t, t):
+        return task.logits(params, flow, rows, task.line(flow, rows), x_t, t)
+
+    lowered = jax.jit(logits).lower(params, flow, rows, rows.ratios, jnp.full(n, 0.5))
     return lowered.compile().cost_analysis()["flops"] / 2 / n
 
 

@@ -93,7 +93,8 @@ def get_config() -> ConfigDict:
     srast.latents = True  # what each sample's autoencoder learned is seen
     srast.image = False  # features of the children's patches are seen
     srast.path = "dirichlet"  # or clr: flow between centred log-ratios
-    srast.pairing = "independent"  # optimal: noise paired with data by optimal transport
+    srast.noise = "fitted"  # about the mean, as far as data lie from it; uniform: as published
+    srast.pairing = "independent"  # optimal: noise paired with data; not fitted noise
     srast.velocity = 1.0  # weight of the squared error of the shares
     srast.kl = 1.0  # of the divergence from the measured shares
     srast.boundary = 0.01  # of the divergence from even shares

@@ -26,4 +26,4 @@ def training(config):
     config.train.weight_decay = 0.1
     config.train.warmup_steps = 50
     config.train.ema_decay = 0.98
-    config.sample.evaluations = 8
+    config.sample.evaluations = 4

@@ -22,6 +22,7 @@ from stfm_jax.data.coarsen import Pair
 from stfm_jax.errors import InputError
 from stfm_jax.eval import model_store
 from stfm_jax.eval.sampling import on_devices
+from stfm_jax.flow.simplex_path import Spread
 from stfm_jax.models import srast
 from stfm_jax.models.build import build_split
 from stfm_jax.regression import features as feature_ops
@@ -103,7 +104,6 @@ def save(directory: Path, model: SplitModel, epochs: int) -> None:
             "genes": model.genes,
             "targets": (),
             "encoder": model.encoder,
-            "width": [len(model.fitted.flow.pool), len(model.fitted.flow.mean)],
             "epochs": epochs,
         },
     )
@@ -124,12 +124,13 @@ def load(directory: Path, config: Any) -> SplitModel:
             transform = feature_ops.FeatureTransform(**images["transform"])
             depth = regressors.Kernel(**images["depth"])
             images = split_images.Images(transform, depth, images["axes"])
-        fitted = srast.Fitted(srast.SplitArrays(**tree["flow"]), images)
-        width = tuple(meta["width"])
+        spread = Spread(**tree["flow"].pop("spread"))
+        fitted = srast.Fitted(srast.SplitArrays(**tree["flow"], spread=spread), images)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{directory / 'fitted.npz'}: was written by another version ({error}); train again."
         ) from error
+    width = len(fitted.flow.mean)
     template = jax.eval_shape(lambda: task.init(jax.random.key(0), fitted.flow, width))
     checkpoint = Checkpoint(directory / "params")
     params = checkpoint.restore(template)

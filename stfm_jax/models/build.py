@@ -46,6 +46,7 @@ _CHOICES = {
     "stack.base": holotea.BASES,
     "coarsen.group": (*coarsen.GROUPS, coarsen.SIZED, coarsen.NAMED),
     "srast.path": simplex_path.PATHS,
+    "srast.noise": simplex_path.NOISES,
     "srast.pairing": simplex_path.PAIRINGS,
     "predict.whole": simplex.ALLOCATIONS,
 }
@@ -91,6 +92,7 @@ def build_split(config: Any) -> SRast:
     return SRast(
         network=SplitNet(srast.width, srast.blocks, srast.heads),
         path=srast.path,
+        noise=srast.noise,
         pairing=srast.pairing,
         velocity=srast.velocity,
         kl=srast.kl,
@@ -211,6 +213,12 @@ def check(config: Any) -> None:
         raise InputError(
             f"config.srast.width ({config.srast.width}) must be a multiple of config.srast.heads "
             f"({config.srast.heads})."
+        )
+    paired, fitted = config.srast.pairing == "optimal", config.srast.noise == "fitted"
+    if paired and fitted and config.srast.path == "dirichlet":
+        raise InputError(
+            "config.srast.pairing=optimal exchanges noise between pairs, but fitted noise is each "
+            "pair's own; set --config.srast.noise=uniform."
         )
     if config.coarsen.group == coarsen.SIZED and config.coarsen.size_um <= 0:
         raise InputError(

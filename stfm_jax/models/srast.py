@@ -2,7 +2,8 @@
 
 One model serves any panel: it sees pairs of a parent and a gene (`regression.split_features`),
 never which gene. The mean split pools proposals by weights fitted in closed form
-(`regression.pooling`); the flow starts there: at t = 0 x_1_hat is the mean [ours].
+(`regression.pooling`); the flow starts there: noise lies about the mean as measured shares do in
+training samples, and at t = 0 x_1_hat is the mean [ours].
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class SplitArrays(NamedTuple):
     """The mean split, and scales of what the network sees over the training pairs."""
 
     pool: np.ndarray  # [F] weights of the proposals in the mean
-    proposals: np.ndarray  # [F] standard deviations
     mean: np.ndarray  # [q] of the facts
     std: np.ndarray  # [q]
+    spread: simplex_path.Spread  # of measured shares about the mean split
 
 
 class Fitted(NamedTuple):
@@ -57,6 +58,7 @@ class SRast:
 
     network: SplitNet
     path: str = "dirichlet"
+    noise: str = "fitted"  # or uniform, of the path "dirichlet"
     pairing: str = "independent"
     velocity: float = 1.0  # weight of the squared error of x_1_hat
     kl: float = 1.0  # of KL(x_1 || x_1_hat)
@@ -107,25 +109,33 @@ class SRast:
 
     # Trained part, jitted.
 
-    def init(self, key: jax.Array, arrays: SplitArrays, width: tuple[int, int]) -> dict:
-        """Network parameters."""
-        proposals, facts = width
+    def init(self, key: jax.Array, arrays: SplitArrays, width: int) -> dict:
+        """Network parameters; width is that of the facts."""
         one = jnp.ones((1, 2))
-        plain, general = jnp.zeros((1, NUM_FACTS)), jnp.zeros((1, facts - NUM_FACTS))
-        children = jnp.zeros((1, 2, proposals))
-        return self.network.init(key, children, plain, general, one > 0, one, jnp.zeros(1))
+        plain, general = jnp.zeros((1, NUM_FACTS)), jnp.zeros((1, width - NUM_FACTS))
+        return self.network.init(key, one, plain, general, one > 0, one, jnp.zeros(1))
+
+    def line(self, arrays: SplitArrays, rows: SplitRows) -> simplex_path.Line:
+        """What is known of the path without the network."""
+        logits, spread = rows.proposals @ arrays.pool, arrays.spread
+        return simplex_path.line(self.path, self.noise, logits, rows.counts, spread, rows.mask)
 
     def logits(
-        self, params: PyTree, arrays: SplitArrays, rows: SplitRows, x_t: jax.Array, t: jax.Array
+        self,
+        params: PyTree,
+        arrays: SplitArrays,
+        rows: SplitRows,
+        line: simplex_path.Line,
+        x_t: jax.Array,
+        t: jax.Array,
     ) -> jax.Array:
         """Of a point x_t [N, s] of the path at times t [N]."""
-        rows = self.seen(rows)
         facts = jnp.clip((rows.facts - arrays.mean) / arrays.std, -4.0, 4.0)
         state = simplex_path.shown(self.path, x_t, t, rows.mask)
-        proposals = rows.proposals / arrays.proposals
         plain, general = facts[:, :NUM_FACTS], facts[:, NUM_FACTS:]
-        learned = self.network.apply(params, proposals, plain, general, rows.mask, state, t)
-        return rows.proposals @ arrays.pool + learned
+        learned = self.network.apply(params, line.logits, plain, general, rows.mask, state, t)
+        known = simplex_path.linear(line, x_t, t)
+        return simplex_path.logits_of(self.path, known, rows.mask) + learned
 
     def loss(
         self, params: PyTree, arrays: SplitArrays, batch: SplitRows, key: jax.Array
@@ -134,14 +144,16 @@ class SRast:
 
         t ~ U(0, 1) for each pair. A pair weighs as `pooling.pair_weight` says.
         """
+        batch = self.seen(batch)
         key_t, key_0 = jax.random.split(key)
         t = jax.vmap(jax.random.uniform)(_row_keys(key_t, batch.place))
+        line = self.line(arrays, batch)
         x_1 = simplex_path.target(self.path, batch.ratios, batch.counts, batch.mask)
-        x_0 = simplex_path.prior(self.path, _row_keys(key_0, batch.place), batch.mask)
+        x_0 = simplex_path.prior(self.path, _row_keys(key_0, batch.place), line, batch.mask)
         if self.pairing == "optimal":
             x_0 = simplex_path.paired(x_0, x_1, batch.mask)
         x_t = (1.0 - t[:, None]) * x_0 + t[:, None] * x_1
-        return self._terms(batch, x_1, self.logits(params, arrays, batch, x_t, t))
+        return self._terms(batch, x_1, self.logits(params, arrays, batch, line, x_t, t))
 
     def _terms(self, batch: SplitRows, x_1, logits) -> tuple[jax.Array, jax.Array]:
         x_1_hat = simplex_path.estimate(self.path, logits, batch.mask)
@@ -161,32 +173,33 @@ class SRast:
         key: jax.Array,
         draws: int = MEAN_DRAWS,
     ) -> jax.Array:
-        """E[shares] [N, s]: the pooled split, x_1_hat at t = 0 whatever the noise.
+        """E[shares] [N, s]: the pooled split, x_1_hat at t = 0 whatever x_0.
 
         Of centred log-ratios x_1_hat is no mean of shares, and some draws are averaged.
         """
         if self.path == "dirichlet":
-            logits = self.seen(rows).proposals @ arrays.pool
-            return simplex_path.shares_of_logits(logits, rows.mask)
+            return self.line(arrays, self.seen(rows)).mean_1
         return jnp.mean(self.sample(params, arrays, rows, key, draws), axis=0)
 
     def sample(
         self, params: PyTree, arrays: SplitArrays, rows: SplitRows, key: jax.Array, draws: int
     ) -> jax.Array:
         """Draws of the shares, [draws, N, s]; draw i is the same however many are taken."""
+        rows = self.seen(rows)
+        line = self.line(arrays, rows)
+        times = jnp.linspace(0.0, 1.0, self.evaluations + 1)
 
         def one(i):
             keys = _row_keys(jax.random.fold_in(key, i), rows.place)
-            x = simplex_path.prior(self.path, keys, rows.mask)
-            n = len(rows.counts)
+            x = simplex_path.prior(self.path, keys, line, rows.mask)
 
-            def step(x, k):
-                t = jnp.full(n, k / self.evaluations)
-                logits = self.logits(params, arrays, rows, x, t)
+            def step(x, interval):
+                t = jnp.full(len(x), interval[0])
+                logits = self.logits(params, arrays, rows, line, x, t)
                 x_1_hat = simplex_path.estimate(self.path, logits, rows.mask)
-                return x + (x_1_hat - x) / (self.evaluations - k), None
+                return simplex_path.step(line, x, x_1_hat, *interval), None
 
-            x, _ = jax.lax.scan(step, x, jnp.arange(self.evaluations, dtype=jnp.float32))
+            x, _ = jax.lax.scan(step, x, (times[:-1], times[1:]))
             return simplex_path.shares(self.path, x, rows.mask)
 
         return jax.lax.map(one, jnp.arange(draws))
@@ -195,13 +208,13 @@ class SRast:
 def fit_arrays(parts: Sequence[SplitRows], seed: int = 0) -> SplitArrays:
     """The mean split, and scales, of the rows of some samples."""
     every = joined(parts)
-    scale = np.sqrt((every.proposals[every.mask] ** 2).mean(axis=0))
     std = every.facts.std(axis=0)
+    pool = pooling.fit(every, seed)
     return SplitArrays(
-        pooling.fit(every, seed),
-        np.maximum(scale, 1e-3).astype(np.float32),
+        pool,
         every.facts.mean(axis=0),
         np.where(std > 1e-6, std, 1.0).astype(np.float32),
+        pooling.spread(every, pool, seed),
     )
 
 

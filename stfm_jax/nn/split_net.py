@@ -12,12 +12,12 @@ _TIMES = 4  # frequencies of the time embedding
 
 
 class SplitNet(nn.Module):
-    """What is added to the mean's logits, from proposals, the pair's facts, state and time.
+    """What is added to the logits of the linear flow: of mean, the pair's facts, state and time.
 
-    t (sum_f w_f(facts, t) proposals[f] + w(facts, t) state + free part), zero at initialisation.
-    The free part comes from blocks of attention over the children whose norms adapt to facts, the
-    sample's general features and time [DiT]. At t = 0, where only the mean is to be said, it is
-    shut: it would soon know a few hundred parents by heart [ours].
+    t (v(facts, t) mean + w(facts, t) state + free part), zero at initialisation. The free part
+    comes from blocks of attention over the children whose norms adapt to facts, the sample's
+    general features and time [DiT]. Of the proposals it sees only the mean that they make, and at
+    t = 0 it is shut: it would soon know the children of a few hundred parents by heart [ours].
     """
 
     width: int = 16
@@ -27,7 +27,7 @@ class SplitNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        proposals: jax.Array,  # [N, s, F]
+        mean: jax.Array,  # [N, s] logits of the mean split
         facts: jax.Array,  # [N, q]
         general: jax.Array,  # [N, d]
         mask: jax.Array,  # [N, s]
@@ -38,7 +38,7 @@ class SplitNet(nn.Module):
         waves = jnp.cos(jnp.pi * t[:, None] * jnp.arange(1, _TIMES + 1) / 2)
         facts = jnp.concatenate([facts, waves], axis=1)
         seen = nn.silu(nn.Dense(d)(facts))
-        tokens = jnp.concatenate([proposals, state[..., None]], axis=-1)
+        tokens = jnp.stack([mean, state], axis=-1)
         gates = nn.Dense(tokens.shape[-1], kernel_init=zeros)(nn.silu(nn.Dense(d)(seen)))
         pooled = jnp.einsum("nsf,nf->ns", tokens, gates)
         c = nn.silu(nn.Dense(d)(jnp.concatenate([facts, general], axis=1)))

@@ -1,4 +1,4 @@
-"""One weight for every proposal: the split that pools their opinions, fitted in closed form.
+"""One weight for every proposal: the split that pools their opinions, and how far data lie from it.
 
 The shares are a softmax over the siblings of `sum_f w_f proposals[f]`, w that of the greatest
 likelihood of the children's counts: a multinomial logistic regression, convex. On her2st weights
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import gammaln, softmax
 
+from stfm_jax.flow import simplex_path
+from stfm_jax.flow.simplex_path import Spread
 from stfm_jax.regression.split_features import SplitRows
 
 FULL_WEIGHT = 30.0  # counts of a parent beyond which more say little more
 _RIDGE = 1e-5  # on weights of proposals of unit variance
-_MOST = 400_000  # pairs fitted to; the weights are few
+_MOST, _SPREAD_MOST = 400_000, 50_000  # pairs fitted to; weights and rates are few
+_LEAST_SHARE = 1e-6  # that the mean expects of a child
 
 
 def pair_weight(counts):
@@ -29,9 +33,7 @@ def fit(rows: SplitRows, seed: int = 0) -> np.ndarray:
       rows: of all training samples.
       seed: of the draw where there are more pairs than are needed.
     """
-    some = np.flatnonzero((rows.counts > 0) & (rows.mask.sum(axis=1) > 1))
-    if len(some) > _MOST:
-        some = np.random.default_rng(seed).choice(some, _MOST, replace=False)
+    some = _informative(rows, _MOST, seed)
     mask, weight = rows.mask[some], pair_weight(rows.counts[some])
     x, y = rows.proposals[some], rows.ratios[some]
     scale = np.maximum(np.sqrt((x[mask] ** 2).mean(axis=0)), 1e-6)
@@ -47,3 +49,40 @@ def fit(rows: SplitRows, seed: int = 0) -> np.ndarray:
 
     found = minimize(loss, np.zeros(x.shape[2]), jac=True, method="L-BFGS-B")
     return (found.x / scale).astype(np.float32)
+
+
+def spread(rows: SplitRows, pool: np.ndarray, seed: int = 0) -> Spread:
+    """How far measured shares lie from the mean split: what noise is fitted to.
+
+    Children's counts are taken as Dirichlet-multinomial about the mean, with precision
+    exp(rate_0 + rate_1 log1p(counts)) of the greatest likelihood.
+
+    Args:
+      rows: of all training samples.
+      pool: [F] weights of the mean split.
+      seed: of the draw where there are more pairs than are needed.
+    """
+    some = _informative(rows, _SPREAD_MOST, seed)
+    mask, shares = rows.mask[some], rows.ratios[some]
+    counts = np.round(shares * rows.counts[some, None])
+    total = counts.sum(axis=1)
+    mean = softmax(np.where(mask, rows.proposals[some] @ pool, -np.inf), axis=1)
+    mean = np.maximum(mean, _LEAST_SHARE)
+
+    def loss(rate):
+        a = np.exp(rate[0] + rate[1] * np.log1p(total))
+        parts = gammaln(counts + a[:, None] * mean) - gammaln(a[:, None] * mean)
+        return -(gammaln(a) - gammaln(a + total) + np.where(mask, parts, 0.0).sum(axis=1)).mean()
+
+    rate = minimize(loss, np.array([2.0, 0.0]), method="Nelder-Mead").x
+    logs = np.where(mask, np.log(counts + simplex_path.PSEUDO) - np.log(mean), 0.0)
+    logs -= logs.sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
+    return Spread(rate.astype(np.float32), np.float32(logs[mask].var()))
+
+
+def _informative(rows: SplitRows, most: int, seed: int) -> np.ndarray:
+    """Rows of counts that may fall on several children, at most so many."""
+    some = np.flatnonzero((rows.counts > 0) & (rows.mask.sum(axis=1) > 1))
+    if len(some) > most:
+        some = np.random.default_rng(seed).choice(some, most, replace=False)
+    return some

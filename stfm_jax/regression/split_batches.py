@@ -59,9 +59,9 @@ class SplitBatches:
     size: int  # rows of a step
 
     @property
-    def width(self) -> tuple[int, int]:
-        """Of proposals and of facts."""
-        return self.rows.proposals.shape[2], self.rows.facts.shape[1]
+    def width(self) -> int:
+        """Of the facts."""
+        return self.rows.facts.shape[1]
 
     @property
     def steps(self) -> int:

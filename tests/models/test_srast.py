@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -190,15 +191,25 @@ def test_without_latents_nothing_of_them_is_seen(pairs):
         assert np.array_equal(one.facts, two.facts) == same
 
 
-@pytest.mark.parametrize("path", simplex_path.PATHS)
-def test_paths_stay_among_shares(path):
+SPREAD = simplex_path.Spread(np.array([3.0, 0.1], np.float32), np.float32(0.3))
+LINES = [("dirichlet", "fitted"), ("dirichlet", "uniform"), ("clr", "fitted")]
+
+
+def some_rows(n=64, s=5):
+    """Mask, counts, shares and logits of a mean split."""
     rng = np.random.default_rng(0)
-    mask = rng.random((64, 5)) < 0.7
+    mask = rng.random((n, s)) < 0.7
     mask[:, 0] = True
-    counts = rng.integers(1, 20, 64).astype(np.float32)
-    ratios = simplex.normalized(rng.random((64, 5)), mask).astype(np.float32)
-    keys = jax.random.split(jax.random.key(0), 64)
-    x_0 = simplex_path.prior(path, keys, mask)
+    counts = rng.integers(1, 20, n).astype(np.float32)
+    ratios = simplex.normalized(rng.random((n, s)), mask).astype(np.float32)
+    return mask, counts, ratios, rng.normal(0, 0.5, (n, s)).astype(np.float32) * mask
+
+
+@pytest.mark.parametrize("path, noise", LINES)
+def test_paths_stay_among_shares(path, noise):
+    mask, counts, ratios, logits = some_rows()
+    line = simplex_path.line(path, noise, logits, counts, SPREAD, mask)
+    x_0 = simplex_path.prior(path, jax.random.split(jax.random.key(0), 64), line, mask)
     x_1 = simplex_path.target(path, ratios, counts, mask)
     shares = np.asarray(simplex_path.shares(path, 0.5 * x_0 + 0.5 * x_1, mask))
     np.testing.assert_allclose(shares.sum(axis=1), 1.0, atol=1e-5)
@@ -208,6 +219,95 @@ def test_paths_stay_among_shares(path):
     lifted = (ratios * counts[:, None] + 0.5) * mask
     expected = ratios if path == "dirichlet" else lifted / lifted.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(simplex_path.shares(path, x_1, mask), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("path, noise", LINES)
+def test_the_linear_flow_needs_one_step(path, noise):
+    """As many small steps of Euler; from fitted noise nothing moves."""
+    mask, counts, _, logits = some_rows()
+    line = simplex_path.line(path, noise, logits, counts, SPREAD, mask)
+    x_0 = simplex_path.prior(path, jax.random.split(jax.random.key(0), 64), line, mask)
+
+    def carried(x, times):
+        for t, after in itertools.pairwise(times):
+            x_1_hat = simplex_path.linear(line, x, np.full(64, t))
+            x = simplex_path.step(line, x, x_1_hat, t, after)
+        return np.asarray(x)
+
+    found = carried(x_0, [0.0, 1.0])
+    np.testing.assert_allclose(carried(x_0, [0.0, 0.3, 0.9, 1.0]), found, atol=1e-5)
+    x = np.asarray(x_0, np.float64)
+    for t in np.arange(2000) / 2000:
+        x_1_hat = np.asarray(simplex_path.linear(line, x, np.full(64, t)))
+        x = x + (x_1_hat - x) / (1.0 - t) / 2000
+    np.testing.assert_allclose(x, found, atol=5e-3)
+    np.testing.assert_allclose(found[~mask], 0.0, atol=1e-6)
+    if noise == "fitted" and path == "dirichlet":
+        np.testing.assert_allclose(found, x_0, atol=1e-5)
+
+
+def test_a_rest_is_stepped_along_as_by_euler():
+    """Many steps toward a constant x_1_hat end there."""
+    mask, counts, ratios, logits = some_rows()
+    for noise in simplex_path.NOISES:
+        line = simplex_path.line("dirichlet", noise, logits, counts, SPREAD, mask)
+        x = simplex_path.prior("dirichlet", jax.random.split(jax.random.key(0), 64), line, mask)
+        for k in range(400):
+            x = simplex_path.step(line, x, ratios, k / 400, (k + 1) / 400)
+        np.testing.assert_allclose(x, ratios, atol=0.02)
+
+
+def test_fitted_noise_lies_about_the_mean_as_counts_do():
+    """Mean and variance of Dirichlet-multinomial counts' shares, few and many."""
+    mean, counts = np.array([0.5, 0.3, 0.2]), np.array([1.0, 4.0, 500.0], np.float32)
+    spread = simplex_path.Spread(np.array([np.log(12.0), 0.0], np.float32), np.float32(1.0))
+    rng, n = np.random.default_rng(0), 8192
+    for number in counts:
+        row = np.full(n, number, np.float32)
+        logits, mask = np.tile(np.log(mean), (n, 1)), np.ones((n, 3), bool)
+        line = simplex_path.line("dirichlet", "fitted", logits, row, spread, mask)
+        noise = np.asarray(
+            simplex_path.prior("dirichlet", jax.random.split(jax.random.key(0), n), line, mask)
+        )
+        rates = rng.dirichlet(12.0 * mean, n)
+        shares = np.stack([rng.multinomial(int(number), rate) for rate in rates]) / number
+        np.testing.assert_allclose(noise.mean(axis=0), mean, atol=0.02)
+        np.testing.assert_allclose(noise.std(axis=0), shares.std(axis=0), rtol=0.05)
+
+
+def test_the_spread_of_shares_is_found():
+    rng, n = np.random.default_rng(0), 4000
+    proposals = rng.normal(0, 0.5, (n, 4, 1)).astype(np.float32)
+    mask = np.ones((n, 4), bool)
+    mask[::3, 3] = False
+    mean = np.exp(proposals[..., 0]) * mask
+    mean /= mean.sum(axis=1, keepdims=True)
+    total = rng.integers(1, 60, n)
+    a = np.exp(1.5 + 0.4 * np.log1p(total))
+    rates = rng.gamma(np.maximum(a[:, None] * mean, 1e-9)) * mask
+    counts = rng.multinomial(total, rates / rates.sum(axis=1, keepdims=True))
+    rows = split_features.SplitRows(
+        proposals, None, mask, total.astype(np.float32),
+        (counts / total[:, None]).astype(np.float32), None,
+    )  # fmt: skip
+    found = pooling.spread(rows, np.ones(1, np.float32))
+    at = np.array([2.0, 10.0, 50.0])
+    logs = found.rate[0] + found.rate[1] * np.log1p(at)
+    np.testing.assert_allclose(logs, 1.5 + 0.4 * np.log1p(at), atol=0.15)
+
+
+def test_an_untrained_network_draws_the_fitted_noise(model, pairs):
+    untrained = dataclasses.replace(
+        model,
+        params=TASK.init(jax.random.key(0), model.fitted.flow, len(model.fitted.flow.mean)),
+    )
+    drawn = [
+        whole(dataclasses.replace(untrained, task=dataclasses.replace(TASK, evaluations=n)),
+              pairs[1], np.arange(2))[1]
+        for n in (1, 3)
+    ]  # fmt: skip
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-4)
+    assert drawn[0].std(axis=0).min() > 0
 
 
 def test_optimal_pairing_exchanges_noise_within_groups():
