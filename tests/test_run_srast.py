@@ -348,6 +348,7 @@ def test_bad_files_are_refused(data, work, low, tmp_path, capfd, what, mode):
         ({"coarsen__group": "size"}, ["--config.coarsen.size_um"]),
         ({"coarsen__group": "named"}, ["obs['parent']"]),
         ({"srast__width": 9}, ["config.srast.width (9)", "config.srast.heads (2)"]),
+        ({"srast__pairing": "optimal"}, ["srast.pairing=optimal", "--config.srast.noise=uniform"]),
         ({"srast__trained_on": 2}, ["none is left to train on", "--config.srast.trained_on"]),
         ({"predict__whole": "halves"}, ["config.predict.whole", "multinomial"]),
     ],

@@ -7,6 +7,7 @@ import itertools
 
 import jax
 import numpy as np
+import optax
 import pytest
 import scipy.sparse as sp
 
@@ -308,6 +309,34 @@ def test_an_untrained_network_draws_the_fitted_noise(model, pairs):
     ]  # fmt: skip
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-4)
     assert drawn[0].std(axis=0).min() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path, noise", LINES)
+@pytest.mark.parametrize("pairing", simplex_path.PAIRINGS)
+def test_every_switch_trains_and_draws(pairs, path, noise, pairing):
+    """A step against the slope lowers the loss; draws are shares."""
+    if pairing == "optimal" and noise == "fitted" and path == "dirichlet":
+        pytest.skip("refused: fitted noise is each pair's own")
+    task = dataclasses.replace(TASK, path=path, noise=noise, pairing=pairing)
+    training = task.fit(pairs[:1], [list(pairs[0].low.genes[:4])])
+    (rows,), arrays = training.rows, training.fitted.flow
+    params = task.init(jax.random.key(0), arrays, len(arrays.mean))
+
+    @jax.jit
+    def loss(params):
+        total, weight = task.loss(params, arrays, rows, jax.random.key(1))
+        return total / weight
+
+    before, slope = jax.value_and_grad(loss)(params)
+    step = 0.03 / optax.tree.norm(slope)
+    stepped = jax.tree.map(lambda p, g: p - step * g, params, slope)
+    assert loss(stepped) < before - 1e-6
+    draws = np.asarray(jax.jit(task.sample, static_argnums=4)(
+        stepped, arrays, rows, jax.random.key(2), 3
+    ))  # fmt: skip
+    np.testing.assert_allclose(draws.sum(axis=2), 1.0, atol=1e-5)
+    assert (draws >= 0).all() and draws.std(axis=0).max() > 0.05
 
 
 def test_optimal_pairing_exchanges_noise_within_groups():
