@@ -16,7 +16,7 @@ CASES = [
         "unknown reader",
         "train",
         lambda w: {"data__reader": "visium"},
-        ["data.reader", "hest, her2st, anndata, simulated", "'visium'"],
+        ["data.reader", "hest, her2st, anndata, transcripts, simulated", "'visium'"],
     ),
     (
         "unknown normalisation",
