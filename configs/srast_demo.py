@@ -4,8 +4,8 @@
     python run.py --config=configs/srast_demo.py --workdir=W --mode=predict \\
         --config.predict.input=W/low.h5ad --config.predict.output=W/high.h5ad
 
-2026-11-22: 2 min 15 s of one CPU core, prediction 24 s. Two patients of some 1,650 bins: pearson of
-log1p uniform .709, bilinear .712, gaussian .714, srast .714 (seed 0).
+2026-11-22: 2 min 15 s of processor time, prediction 24 s. Two patients of some 1,650 bins: pearson
+of log1p uniform .709, bilinear .712, gaussian .714, srast .714 (seed 0).
 """
 
 from configs import base, srast_her2st

@@ -2,7 +2,7 @@
 
     python run.py --config=configs/srast_simulated_image.py --workdir=W
 
-2026-11-22, one CPU core: 8 min, and 90 s for each of four slides to make features of its patches.
+2026-11-22, one CPU core, patches embedded before (--mode=embed): 8 min.
 Children are so far apart that tissue differs between them, which in srast_demo.py it hardly does:
 `benchmarks/split_limits.py` says how much a split could gain.
 """

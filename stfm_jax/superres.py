@@ -40,7 +40,7 @@ from stfm_jax.train.loop import Schedule, train
 from stfm_jax.training import optimizer_of
 
 _LOG = logging.getLogger("stfm_jax")
-VALIDATION_ROWS, VALIDATION_DRAWS = 8192, 8  # pairs that are held out, at most; draws of each
+VALIDATION_ROWS, VALIDATION_DRAWS = 8192, 8  # held-out pairs looked at, at most; draws of each
 SCORED = 5000  # parents of a test sample, at most: its middle
 
 
@@ -95,11 +95,7 @@ def pair_of(slide: Slide, config: Any) -> Pair:
 def scored_pair(slide: Slide, config: Any) -> Pair:
     """As `pair_of`, of a large slide its middle: SCORED parents, with their children."""
     pair = pair_of(slide, config)
-    coords = pair.low.coords_um
-    if len(coords) <= SCORED:
-        return pair
-    far = np.linalg.norm(coords - np.median(coords, axis=0), axis=1)
-    return pair.of_parents(np.sort(np.argsort(far, kind="stable")[:SCORED]))
+    return pair if pair.low.num_spots <= SCORED else pair.of_parents(pair.middle(SCORED))
 
 
 def check_folds(experiment: Experiment) -> None:
@@ -268,10 +264,8 @@ def _score(task, experiment: Experiment, arrays, rows):
         some = np.random.default_rng(0).choice(len(rows.counts), VALIDATION_ROWS, replace=False)
         rows = taken(rows, np.sort(some))
     n = len(rows.counts)
-    placed, arrays = (
-        split(mesh, padded(rows, -(-n // mesh.size) * mesh.size)),
-        replicate(mesh, arrays),
-    )
+    size = -(-n // mesh.size) * mesh.size
+    placed, arrays = split(mesh, padded(rows, size)), replicate(mesh, arrays)
     weight = pair_weight(rows.counts)[:, None]
     draw = functools.partial(on_devices, task, "sample", mesh, SPLIT_DRAWS, VALIDATION_DRAWS)
 

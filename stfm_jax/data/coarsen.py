@@ -61,6 +61,12 @@ class Pair:
         """Means [P, k] of values [n, k] of the children, by parent."""
         return _members(self.parent) @ values / self.num_children[:, None]
 
+    def middle(self, most: int) -> np.ndarray:
+        """Rows of so many parents about the middle of the tissue, ascending; of all, if fewer."""
+        coords = self.low.coords_um
+        far = ((coords - np.median(coords, axis=0)) ** 2).sum(axis=1)
+        return np.sort(np.argsort(far, kind="stable")[:most])
+
     def of_parents(self, index: np.ndarray) -> Pair:
         """Some of the parents [m], ascending, with their children."""
         row_of = np.full(self.low.num_spots, -1)

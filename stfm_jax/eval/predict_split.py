@@ -157,15 +157,12 @@ def _write(path: Path, parts: Iterable[Split], layout: Layout, name: str, config
     """Adds `X` and the draws to an AnnData file, some pairs at a time."""
     kind = config.predict.whole
     drawn = np.float32 if kind == "real" else np.int32
-    names = ["X", *(f"layers/draw_{i}" for i in range(config.predict.draws))]
-    types = [np.float32 if name == "X" else drawn for name in names]
+    types = {"X": np.float32}
+    types |= {f"layers/draw_{i}": drawn for i in range(config.predict.draws)}
     with h5py.File(path, "r+") as file:
-        offsets = [
-            _allocated(file, name, layout, dtype) for name, dtype in zip(names, types, strict=True)
-        ]
+        offsets = {key: _allocated(file, key, layout, dtype) for key, dtype in types.items()}
     mean, *layers = (
-        np.memmap(path, dtype, "r+", offset, layout.size)
-        for dtype, offset in zip(types, offsets, strict=True)
+        np.memmap(path, dtype, "r+", offsets[key], layout.size) for key, dtype in types.items()
     )
     rng = np.random.default_rng(config.seed)
     with tqdm(
@@ -262,12 +259,8 @@ def _matrix(path: Path, name: str) -> sp.csr_matrix:
 
 
 def _draw_maps(pair: Pair, output: Path, names: list[str]) -> None:
-    """The genes that vary most: low resolution, mean, one draw; of a large sample one part."""
-    spots = np.arange(pair.low.num_spots)
-    if len(spots) > SHOWN:
-        middle = np.median(pair.low.coords_um, axis=0)
-        far = ((pair.low.coords_um - middle) ** 2).sum(axis=1)
-        spots = np.sort(np.argsort(far, kind="stable")[:SHOWN])
+    """The genes that vary most: low resolution, mean, one draw; of a large sample its middle."""
+    spots = pair.middle(SHOWN)
     part = pair.of_parents(spots)
     children = np.flatnonzero(np.isin(pair.parent, spots))
     low = gene_counts(part.low, names)

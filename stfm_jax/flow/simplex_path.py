@@ -23,7 +23,7 @@ PATHS = ("dirichlet", "clr")
 NOISES = ("fitted", "uniform")
 PAIRINGS = ("independent", "optimal")
 GROUP = 32  # rows among which noise is paired with data
-PSEUDO = 0.5  # counts
+_PSEUDO = 0.5  # counts
 _LEAST = 0.02  # precision of noise
 _FLOOR = 1e-3  # of a share whose logarithm is taken
 _LATE = 1.1  # bounds what is shown at t = 1
@@ -108,7 +108,7 @@ def target(path: str, ratios: jax.Array, counts: jax.Array, mask: jax.Array) -> 
     """x_1 of measured shares of counts [N]."""
     if path == "dirichlet":
         return ratios
-    parts = ratios * counts[:, None] + PSEUDO
+    parts = ratios * counts[:, None] + _PSEUDO
     return centred(jnp.log(jnp.where(mask, parts, 1.0)), mask)
 
 

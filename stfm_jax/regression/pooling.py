@@ -11,8 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import gammaln, softmax
 
-from stfm_jax.flow import simplex_path
-from stfm_jax.flow.simplex_path import Spread
+from stfm_jax.flow.simplex_path import Spread, centred, target
 from stfm_jax.regression.split_features import SplitRows
 
 FULL_WEIGHT = 30.0  # counts of a parent beyond which more say little more
@@ -75,9 +74,8 @@ def spread(rows: SplitRows, pool: np.ndarray, seed: int = 0) -> Spread:
         return -(gammaln(a) - gammaln(a + total) + np.where(mask, parts, 0.0).sum(axis=1)).mean()
 
     rate = minimize(loss, np.array([2.0, 0.0]), method="Nelder-Mead").x
-    logs = np.where(mask, np.log(counts + simplex_path.PSEUDO) - np.log(mean), 0.0)
-    logs -= logs.sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
-    return Spread(rate.astype(np.float32), np.float32(logs[mask].var()))
+    about = target("clr", shares, rows.counts[some], mask) - centred(np.log(mean), mask)
+    return Spread(rate.astype(np.float32), np.float32(np.asarray(about)[mask].var()))
 
 
 def _informative(rows: SplitRows, most: int, seed: int) -> np.ndarray:
