@@ -65,10 +65,10 @@ def precision(spread: Spread, counts: jax.Array) -> jax.Array:
     """Of a Dirichlet whose variance is that of measured shares of counts [N].
 
     They vary by their rates, as a Dirichlet of precision a does, and by the throw of their counts:
-    1 / (precision + 1) = (1 + a / counts) / (1 + a). Of one count all is on one child.
+    1 / (precision + 1) = (1 / a + 1 / counts) / (1 / a + 1). Of one count all is on one child.
     """
-    a = jnp.exp(spread.rate[0] + spread.rate[1] * jnp.log1p(counts))
-    varied = (1.0 + a / jnp.maximum(counts, 1.0)) / (1.0 + a)
+    inverse = jnp.exp(-spread.rate[0] - spread.rate[1] * jnp.log1p(counts))  # 0 where a is huge
+    varied = (inverse + 1.0 / jnp.maximum(counts, 1.0)) / (inverse + 1.0)
     return jnp.maximum(1.0 / varied - 1.0, _LEAST)
 
 
