@@ -66,7 +66,12 @@ def _config_message(argv: list[str], error: Exception) -> str:
         absent = re.search(r"\w+", str(error))
         hint = re.search(r'Did you mean "\w+"', str(error))
         for argument in argv:
-            field = argument.lstrip("-").partition("=")[0]
+            field, _, value = argument.lstrip("-").partition("=")
+            if field == "config.method":
+                return (
+                    "--config.method: is gone; --config.methods names the rows of the table, as in "
+                    f"--config.methods=ridge,{value or 'stflow'}, and the last of them predicts."
+                )
             if field.startswith("config.") and absent and absent.group() in field.split("."):
                 hint = f"{hint.group()}?" if hint else "configs/base.py lists them all."
                 return f"--{field}: the config has no such field. {hint}"

@@ -41,9 +41,9 @@ def job(order: Row) -> Job:
     import jax.numpy as jnp
     import problem
 
-    n, task = order["n"], problem.method(order)
-    layer = task.network.layers(problem.weights(task, order)["flow"])[0]
-    rows, apply = layer_in_form(order["impl"], task, problem.slide(order).coords)
+    n, flow = order["n"], problem.flow_of(order)
+    layer = flow.network.layers(problem.weights(flow, order)["flow"])[0]
+    rows, apply = layer_in_form(order["impl"], flow, problem.slide(order).coords)
     h, y = (
         jnp.asarray(np.random.default_rng(i).standard_normal((n, width), np.float32))
         for i, width in enumerate((order["width"], order["genes"]))
@@ -51,7 +51,7 @@ def job(order: Row) -> Job:
 
     def square(layer, h, y):
         padded = (jnp.zeros((rows, a.shape[1])).at[:n].set(a) for a in (h, y))
-        outputs = apply(functools.partial(task.network.block, layer), *padded)
+        outputs = apply(functools.partial(flow.network.block, layer), *padded)
         return sum(jnp.mean(a[:n] ** 2) for a in outputs)
 
     backward = jax.value_and_grad(square, argnums=(0, 1, 2))
@@ -67,7 +67,7 @@ def job(order: Row) -> Job:
     return run
 
 
-def layer_in_form(form: str, task, coords: np.ndarray) -> tuple[int, Callable]:
+def layer_in_form(form: str, flow, coords: np.ndarray) -> tuple[int, Callable]:
     """Padded number of rows, and `apply(block, h, y)` that runs a block over all spots."""
     from stfm_jax.nn.stflow_net import over_edge_list, over_tiles
     from stfm_jax.ops.frames import edge_geometry
@@ -75,11 +75,11 @@ def layer_in_form(form: str, task, coords: np.ndarray) -> tuple[int, Callable]:
     from stfm_jax.ops.tiles import hilbert_order, tile
 
     coords, n = coords[hilbert_order(coords)], len(coords)
-    graph = knn_graph(coords, task.neighbors)
+    graph = knn_graph(coords, flow.neighbors)
     geometry = edge_geometry(coords, graph)
     if form == "dense":
         return n, _over_all_pairs(graph, geometry, n)
-    size = min(task.tile, n) if form == "tiled" else n
+    size = min(flow.tile, n) if form == "tiled" else n
     rows = -(-n // size) * size
     tiles = tile(graph, geometry, rows, size)
     over = over_edge_list if form == "segments" else over_tiles

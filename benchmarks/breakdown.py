@@ -33,9 +33,9 @@ import numpy as np
 import problem
 from harness import Row
 
-from stfm_jax.eval import whole_slide
 from stfm_jax.flow import priors
-from stfm_jax.models.stflow import STFlow
+from stfm_jax.models.stflow import whole_slide
+from stfm_jax.models.stflow.flow import STFlow
 from stfm_jax.nn.blocks import AttentionLogits, QueryKeyValue
 from stfm_jax.nn.mlp import ExpressionHead, LayerNorm, SwiGLU
 from stfm_jax.nn.stflow_net import map_tiles, run_tiles
@@ -92,34 +92,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(order: Row, repeats: int, machine: Row) -> list[Row]:
     """All rows of one size."""
-    task, prepared = problem.method(order), problem.slide(order)
-    params, arrays = problem.weights(task, order), problem.flow_arrays(order["genes"])
+    flow, prepared = problem.flow_of(order), problem.slide(order)
+    params, arrays = problem.weights(flow, order), problem.flow_arrays(order["genes"])
 
     def encode():
         rows = whole_slide.Rows.of(prepared)
-        return whole_slide.encode(task, params, arrays, rows, cache_bytes=0)
+        return whole_slide.encode(flow, params, arrays, rows, cache_bytes=0)
 
     encoded = encode()
 
     def draw():
-        return next(whole_slide.sample(task, params, arrays, encoded, problem.KEY, 1))
+        return next(whole_slide.sample(flow, params, arrays, encoded, problem.KEY, 1))
 
     common = {
         "n": order["n"],
         "devices": 1,
         "peak_gib": None,
-        "evaluations": task.evaluations,
+        "evaluations": flow.evaluations,
         **problem.jax_facts(),
     }
     wholes = timed((Stage("preparation", encode, 1), Stage("draw", draw, 1)), repeats)
     total = sum(seconds for _, seconds in wholes)
     wholes.append((Stage("prediction", lambda: None, 1), total))
     stages = itertools.chain(
-        graph_stages(task, prepared.coords),
-        feature_stages(task, prepared.features, prepared.coords),
-        device_stages(task, params, arrays, encoded),
+        graph_stages(flow, prepared.coords),
+        feature_stages(flow, prepared.features, prepared.coords),
+        device_stages(flow, params, arrays, encoded),
     )
-    parts = timed(block_parts(task, params, encoded), repeats)
+    parts = timed(block_parts(flow, params, encoded), repeats)
     return [
         *(_row("prediction", *each, total, machine, common) for each in wholes),
         *(_row("stage", *each, total, machine, common) for each in timed(stages, repeats)),
@@ -211,37 +211,37 @@ def _bytes(tree: Any) -> float:
 # Stages.
 
 
-def graph_stages(task: STFlow, coords: np.ndarray) -> Iterator[Stage]:
+def graph_stages(flow: STFlow, coords: np.ndarray) -> Iterator[Stage]:
     """From coordinates to tiles, once for each slide; NumPy and SciPy."""
     order = hilbert_order(coords)
     ordered = coords[order]
-    graph = knn_graph(ordered, task.neighbors)
+    graph = knn_graph(ordered, flow.neighbors)
     geometry = edge_geometry(ordered, graph)
-    rows = -(-len(coords) // task.tile) * task.tile
+    rows = -(-len(coords) // flow.tile) * flow.tile
     yield Stage("Hilbert order", lambda: hilbert_order(coords), 1)
-    yield Stage("kNN graph", lambda: knn_graph(ordered, task.neighbors), 1)
+    yield Stage("kNN graph", lambda: knn_graph(ordered, flow.neighbors), 1)
     yield Stage("geometry", lambda: edge_geometry(ordered, graph), 1)
-    yield Stage("tiling", lambda: tile(graph, geometry, rows, task.tile), 1)
+    yield Stage("tiling", lambda: tile(graph, geometry, rows, flow.tile), 1)
 
 
-def feature_stages(task: STFlow, features: np.ndarray, coords: np.ndarray) -> Iterator[Stage]:
+def feature_stages(flow: STFlow, features: np.ndarray, coords: np.ndarray) -> Iterator[Stage]:
     """Neighbourhood features, which the published form does without; NumPy and SciPy."""
     some = features[:FITTED_ON]
-    transform = feature_ops.fit_transform([some], task.standardize, task.components)
+    transform = feature_ops.fit_transform([some], flow.standardize, flow.components)
     own = feature_ops.own_features(transform, features)
     yield Stage("own components", lambda: feature_ops.own_features(transform, features))
-    for size in task.context:
+    for size in flow.context:
         mean = functools.partial(feature_ops.window_mean, own, coords, size)
         yield Stage(f"means of {size} spots", mean)
 
 
-def device_stages(task: STFlow, params, arrays, encoded) -> Iterator[Stage]:
+def device_stages(flow: STFlow, params, arrays, encoded) -> Iterator[Stage]:
     """What JAX does, a chunk after the other; tokens are encoded with the preparation."""
-    network, weights = task.network, params["flow"]
+    network, weights = flow.network, params["flow"]
     layer = network.layers(weights)[0]
     tiles = jax.tree.map(lambda *parts: jnp.concatenate(parts), *encoded.chunks)
     h, y = encoded.tokens, encoded.mean
-    every = network.num_blocks * task.evaluations
+    every = network.num_blocks * flow.evaluations
     width = weights["embed_features"]["kernel"].shape[0]
     features = jnp.zeros((encoded.chunk_rows, width))
 
@@ -299,9 +299,9 @@ def by_chunks(
 # Parts of a block, on the tiles of one chunk.
 
 
-def block_parts(task: STFlow, params, encoded) -> list[Stage]:
+def block_parts(flow: STFlow, params, encoded) -> list[Stage]:
     """The block on edge features that are at hand; then what it does, step by step."""
-    network = task.network
+    network = flow.network
     layer = network.layers(params["flow"])[0]
     tiles = encoded.chunks[0]
     n, d, receivers = tiles.size, network.width, jnp.arange(tiles.size)[:, None]

@@ -299,7 +299,7 @@ def plot(path: str | os.PathLike, panels: dict[str, dict], y_label: str, title: 
     # Not at the head: workers draw nothing, and their memory is measured.
     from matplotlib.figure import Figure
 
-    from stfm_jax.eval.plots import COLORS, save
+    from stfm_jax.plots.slides import COLORS, save
 
     figure = Figure(figsize=(5.2 * len(panels), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

@@ -20,13 +20,15 @@ from harness import Job, Row
 from scipy.spatial import cKDTree
 
 from stfm_jax.data.batching import PreparedSlide, bucket_size, collate
-from stfm_jax.eval import sampling, whole_slide
 from stfm_jax.flow import gaussian, priors
-from stfm_jax.models.build import default_tile
-from stfm_jax.models.stflow import FlowArrays, STFlow, draw_keys
+from stfm_jax.models import sharded
+from stfm_jax.models.stflow import whole_slide
+from stfm_jax.models.stflow.flow import FlowArrays, STFlow
+from stfm_jax.models.stflow.joint import draw_keys
+from stfm_jax.models.stflow.settings import default_tile
 from stfm_jax.nn.stflow_net import STFlowNet
 from stfm_jax.ops.neighbors import TIE_TOLERANCE
-from stfm_jax.runtime.devices import make_mesh, replicate, split
+from stfm_jax.runtime.devices import make_mesh, replicate, shard
 from stfm_jax.train.state import Optimizer, create, train_step
 
 KEY = jax.random.key(1)
@@ -77,7 +79,7 @@ def coordinates_without_ties(n: int, rng: np.random.Generator) -> np.ndarray:
     return coords
 
 
-def method(order: Row, **changes: Any) -> STFlow:
+def flow_of(order: Row, **changes: Any) -> STFlow:
     """STFlow as published: differences of expression, PCA frames, no anchor, plain error."""
     network = STFlowNet(
         order["genes"],
@@ -110,14 +112,14 @@ def flow_arrays(genes: int) -> FlowArrays:
     return jax.device_put(arrays)
 
 
-def weights(task: STFlow, order: Row) -> dict:
+def weights(flow: STFlow, order: Row) -> dict:
     """Parameters that the seed decides."""
-    return _initialised(task, flow_arrays(order["genes"]), order["features"])
+    return _initialised(flow, flow_arrays(order["genes"]), order["features"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _initialised(task: STFlow, arrays: FlowArrays, num_features: int) -> dict:
-    return task.init(jax.random.key(0), arrays, num_features)
+def _initialised(flow: STFlow, arrays: FlowArrays, num_features: int) -> dict:
+    return flow.init(jax.random.key(0), arrays, num_features)
 
 
 # Ours.
@@ -128,18 +130,18 @@ def draw(order: Row) -> Job:
 
     `impl` is "stfm", the form the product takes for so many spots, or one of CACHES.
     """
-    task, arrays, prepared = method(order), flow_arrays(order["genes"]), slide(order)
-    params, cache = weights(task, order), CACHES.get(order["impl"])
+    flow, arrays, prepared = flow_of(order), flow_arrays(order["genes"]), slide(order)
+    params, cache = weights(flow, order), CACHES.get(order["impl"])
 
     def job():
-        draw_on_devices(task, params, arrays, prepared, order["devices"], cache)
+        draw_on_devices(flow, params, arrays, prepared, order["devices"], cache)
         return {"evaluations": EVALUATIONS, **jax_facts()}
 
     return job
 
 
 def draw_on_devices(
-    task: STFlow,
+    flow: STFlow,
     params: dict,
     arrays: FlowArrays,
     prepared: PreparedSlide,
@@ -149,7 +151,7 @@ def draw_on_devices(
     """One joint draw [n, g] as the product makes it, graph building included.
 
     Args:
-      task: the method.
+      flow: settings.
       params: its parameters.
       arrays: fitted.
       prepared: the slide.
@@ -159,13 +161,13 @@ def draw_on_devices(
     if cache_bytes is None and (devices > 1 or not whole_slide.pays(len(prepared.coords))):
         mesh = make_mesh(devices)
         params, arrays = replicate(mesh, (params, arrays))
-        batch = sampling.batch_of(task, mesh, prepared)
-        return sampling.sample(task, mesh, params, arrays, batch, KEY, 1)[0]
+        batch = sharded.batch_of(flow, mesh, prepared)
+        return sharded.sample(flow, mesh, params, arrays, batch, KEY, 1)[0]
     if devices != 1:
         raise ValueError(f"the form driven from the host is for one device, not {devices}.")
     rows = whole_slide.Rows.of(prepared)
-    encoded = whole_slide.encode(task, params, arrays, rows, cache_bytes=cache_bytes)
-    return next(whole_slide.sample(task, params, arrays, encoded, KEY, 1))
+    encoded = whole_slide.encode(flow, params, arrays, rows, cache_bytes=cache_bytes)
+    return next(whole_slide.sample(flow, params, arrays, encoded, KEY, 1))
 
 
 def step(order: Row) -> Job:
@@ -174,8 +176,8 @@ def step(order: Row) -> Job:
     `impl` is "stfm", or "stfm_untiled": one tile, where nothing is computed again backwards.
     """
     tile = bucket_size(order["n"]) if order["impl"] == "stfm_untiled" else default_tile()
-    task, prepared = method(order, tile=tile), slide(order)
-    take_step = step_on_devices(task, prepared, order)
+    flow, prepared = flow_of(order, tile=tile), slide(order)
+    take_step = step_on_devices(flow, prepared, order)
     losses: list[float] = []
 
     def job():
@@ -185,19 +187,19 @@ def step(order: Row) -> Job:
     return job
 
 
-def step_on_devices(task: STFlow, prepared: PreparedSlide, order: Row) -> Callable[[], float]:
+def step_on_devices(flow: STFlow, prepared: PreparedSlide, order: Row) -> Callable[[], float]:
     """A function that takes one step, from the slide to new weights, and returns the loss."""
     mesh = make_mesh(order["devices"])
     optimizer = Optimizer(learning_rate=LEARNING_RATE)
     arrays = replicate(mesh, flow_arrays(order["genes"]))
-    state = replicate(mesh, create(task, optimizer, jax.random.key(0), arrays, order["features"]))
+    state = replicate(mesh, create(flow, optimizer, jax.random.key(0), arrays, order["features"]))
 
     def take_step():
         nonlocal state
-        batch = split(mesh, collate([prepared], task.neighbors, task.tile, mesh.size))
+        batch = shard(mesh, collate([prepared], flow.neighbors, flow.tile, mesh.size))
         before = float(state.loss_sum), float(state.loss_count)
         state = jax.block_until_ready(
-            train_step(task, optimizer, mesh, state, arrays, [batch], KEY)
+            train_step(flow, optimizer, mesh, state, arrays, [batch], KEY)
         )
         return (float(state.loss_sum) - before[0]) / (float(state.loss_count) - before[1])
 
@@ -233,7 +235,7 @@ class Reference:
             num_blocks=order["blocks"],
             graph="kdtree" if order["impl"] == "reference_kdtree" else "matrix",
         ).to(self.device)
-        reference.copy_weights_from_jax(weights(method(order), order)["flow"], self.model)
+        reference.copy_weights_from_jax(weights(flow_of(order), order)["flow"], self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
         self.generator = torch.Generator().manual_seed(0)
         self.features, self.expr = self._placed(prepared.features), self._placed(prepared.expr)
@@ -310,18 +312,18 @@ def agreement(order: Row) -> Job:
     """
     prepared = slide({**order, "what": "train"})
     model = Reference(order, prepared)
-    task, arrays = method(order), flow_arrays(order["genes"])
-    params = weights(task, order)
+    flow, arrays = flow_of(order), flow_arrays(order["genes"])
+    params = weights(flow, order)
 
     def job():
         key = draw_keys(KEY, 1)[0]
-        ours = draw_on_devices(task, params, arrays, prepared)
+        ours = draw_on_devices(flow, params, arrays, prepared)
         x_0 = _prior_of(arrays, key, prepared)
         theirs = model.draw(model._placed(x_0))
         scale = float(np.sqrt(np.mean(theirs**2)))
         return {
             "difference": float(np.abs(ours - theirs).max()) / scale,
-            **_training_differences(task, params, arrays, prepared, model),
+            **_training_differences(flow, params, arrays, prepared, model),
         }
 
     return job
@@ -333,17 +335,17 @@ def _prior_of(arrays: FlowArrays, key: jax.Array, prepared: PreparedSlide) -> np
     return np.array(priors.sample(arrays.prior, keys))
 
 
-def _training_differences(task, params, arrays, prepared, model) -> Row:
-    network = dataclasses.replace(task.network, dropout=0.0)
-    task = dataclasses.replace(task, network=network)
-    batch = collate([prepared], task.neighbors, task.tile)
+def _training_differences(flow, params, arrays, prepared, model) -> Row:
+    network = dataclasses.replace(flow.network, dropout=0.0)
+    flow = dataclasses.replace(flow, network=network)
+    batch = collate([prepared], flow.neighbors, flow.tile)
 
     def mean_loss(params):
-        total, count = task.loss(params, arrays, batch, KEY)
+        total, count = flow.loss(params, arrays, batch, KEY)
         return total / count
 
     loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
-    key_t, key_0, _ = jax.random.split(KEY, 3)  # as STFlow.loss splits it
+    key_t, key_0, _ = jax.random.split(KEY, 3)  # as joint.errors splits it
     t = float(jax.random.uniform(jax.random.fold_in(key_t, 0)))
     model.model.eval()
     model.model.zero_grad()

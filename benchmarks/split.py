@@ -32,33 +32,35 @@ def job(order: Row) -> Job:
     import problem
 
     from stfm_jax.data.coarsen import subdivided
-    from stfm_jax.eval.split_model import SplitModel
     from stfm_jax.flow.simplex_path import Spread
-    from stfm_jax.models.srast import Fitted, SplitArrays, SRast
-    from stfm_jax.nn.split_net import SplitNet
-    from stfm_jax.regression.split_features import NUM_FACTS, PLAIN
+    from stfm_jax.models.method import Genes, Request
+    from stfm_jax.models.srast.features import NUM_FACTS, PLAIN
+    from stfm_jax.models.srast.flow import Fitted, SplitArrays
+    from stfm_jax.models.srast.method import SRastMethod, SRastSettings, State
+    from stfm_jax.runtime.devices import make_mesh
 
-    task = SRast(SplitNet(blocks=order["blocks"]), evaluations=EVALUATIONS)
-    facts = NUM_FACTS + 16
-    flow = SplitArrays(
+    settings = SRastSettings(blocks=order["blocks"], evaluations=EVALUATIONS)
+    method, flow, facts = SRastMethod(settings), settings.flow, NUM_FACTS + 16
+    arrays = SplitArrays(
         np.full(len(PLAIN), 0.2, np.float32), np.zeros(facts, np.float32),
         np.ones(facts, np.float32), Spread(np.array([3.0, 0.0], np.float32), np.float32(0.3)),
     )  # fmt: skip
-    params = task.init(jax.random.key(0), flow, facts)
-    model = SplitModel(task, Fitted(flow, None), params, ())
-    pair, genes = subdivided(_low(order["n"], order["genes"]), "2x2"), np.arange(order["genes"])
+    params = flow.init(jax.random.key(0), arrays, facts)
+    state = State(Fitted(arrays, None), params, 0)
+    pair = subdivided(_low(order["n"], order["genes"]), "2x2")
+    request = Request(Genes(tuple(pair.low.genes), ()), 0, 1, 0, make_mesh(1))
     before = harness.host_peak_gib()
 
     def run():
         total = 0.0
-        for part in model.split(pair, genes, 0, 1, 65_536):
+        for part in method.predict(state, pair, request):
             total += float(part.mean.sum() + part.draws.sum())
         expected = 2.0 * pair.low.counts.nnz
         if abs(total - expected) > 1e-4 * expected:
             raise RuntimeError(f"shares sum to {total}, expected {expected}.")
         return {
             "evaluations": EVALUATIONS,
-            "macs_a_pair": _macs(task, params, flow, facts),
+            "macs_a_pair": _macs(flow, params, arrays, facts),
             "held_gib": harness.host_peak_gib() - before,
             **problem.jax_facts(),
         }
@@ -89,23 +91,23 @@ def _low(n: int, genes: int):
     )
 
 
-def _macs(task, params, flow, facts: int) -> float:
+def _macs(flow, params, arrays, facts: int) -> float:
     """Multiply-adds a pair of one evaluation, as XLA counts them: half its operations."""
     import jax
     import jax.numpy as jnp
 
-    from stfm_jax.regression.split_features import SplitRows
+    from stfm_jax.models.srast.features import SplitRows
 
-    n, f = 1024, len(flow.pool)
+    n, f = 1024, len(arrays.pool)
     rows = SplitRows(
         jnp.zeros((n, 4, f)), jnp.zeros((n, facts)), jnp.ones((n, 4), bool), jnp.ones(n),
         jnp.zeros((n, 4)), jnp.arange(n, dtype=jnp.int32),
     )  # fmt: skip
 
-    def logits(params, flow, rows, x_t, t):
-        return task.logits(params, flow, rows, task.line(flow, rows), x_t, t)
+    def logits(params, arrays, rows, x_t, t):
+        return flow.logits(params, arrays, rows, flow.line(arrays, rows), x_t, t)
 
-    lowered = jax.jit(logits).lower(params, flow, rows, rows.ratios, jnp.full(n, 0.5))
+    lowered = jax.jit(logits).lower(params, arrays, rows, rows.ratios, jnp.full(n, 0.5))
     return lowered.compile().cost_analysis()["flops"] / 2 / n
 
 

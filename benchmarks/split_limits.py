@@ -23,52 +23,58 @@ import numpy as np
 from harness import Row
 from ml_collections import ConfigDict
 
-from stfm_jax import superres
+from stfm_jax import experiment, store
 from stfm_jax.data import simulate
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.expression import gene_counts
-from stfm_jax.eval import split_model, split_scores
 from stfm_jax.experiment import Experiment
 from stfm_jax.flow.simplex_path import shares_of_logits
-from stfm_jax.models.baselines import splits
-from stfm_jax.models.srast import columns
-from stfm_jax.regression import pooling, split_features
-from stfm_jax.regression.split_batches import joined
+from stfm_jax.models import table
+from stfm_jax.models.parts import columns
+from stfm_jax.models.srast import features, pooling
+from stfm_jax.models.srast.batches import joined
+from stfm_jax.ops import simplex
 from stfm_jax.runtime.files import load_arrays, read_json
+from stfm_jax.score import split as score
+from stfm_jax.store import Model
 
 COLUMNS = ("fold", "split", "pearson", "pearson_log1p", "ratio")
 Predictions = dict[str, list[np.ndarray]]  # by split, counts [n, g] of every test slide's children
 
 
-def limits(experiment: Experiment, index: int) -> Iterator[Row]:
+def limits(opened: Experiment, index: int) -> Iterator[Row]:
     """A row for each split of a fold's test slides."""
-    config, directory = experiment.config, experiment.fold_dir(index)
-    fold, saved = read_json(directory / "fold.json"), load_arrays(directory / "predictions.npz")
+    config, folder = opened.config, opened.place(index)
+    fold = read_json(folder / "fold.json")
     genes, ends = fold["genes"], np.cumsum(fold["spots"])[:-1]
-    pairs = [superres.scored_pair(slide, config) for slide in experiment.dataset[fold["test"]]]
+    slides = opened.dataset[fold["test"]]
+    pairs = [opened.problem.settings.scored_pair(slide) for slide in slides]
     low = [gene_counts(pair.low, genes) for pair in pairs]
     true = [gene_counts(pair.high, genes) for pair in pairs]
-    found: Predictions = {name: np.split(v, ends) for name, v in saved["points"].items()}
-    model = split_model.load(directory / "model", config)
+    found: Predictions = {}
+    for method in opened.asked:
+        path = opened.of_method(index, method.name) / "predictions.npz"
+        if path.exists():  # there is none where it did not apply
+            found[method.name] = np.split(load_arrays(path)["mean"], ends)
+    srast = table.build("srast", config)
+    model = store.load(experiment.model_folder(folder, srast, config.seed), srast)
     found["weights of truth"] = weights_of_truth(model, pairs, genes)
     if config.data.reader == "simulated":
         found |= of_tissue(config.data, pairs, low, genes)
     for name, values in found.items():
-        scores = split_scores.score(pairs, low, values, true)
+        scores = score.score(pairs, low, values, true)
         yield {"fold": index, "split": name} | {k: f"{scores[k]:.4f}" for k in COLUMNS[2:]}
 
 
-def weights_of_truth(
-    model: split_model.SplitModel, pairs: list[Pair], genes: list[str]
-) -> list[np.ndarray]:
+def weights_of_truth(model: Model, pairs: list[Pair], genes: list[str]) -> list[np.ndarray]:
     """The pooled mean, its weights fitted to what it is scored on."""
-    where, rows = [], []
+    where, rows, flow = [], [], model.method.settings.flow
     for pair in pairs:
-        sample = split_features.sample(pair, model.task.learn(pair, model.fitted))
+        sample = features.sample(pair, flow.learn(pair, model.state.fitted))
         every = np.arange(pair.low.num_spots)
-        known, of_sample = split_features.rows(sample, every, columns(pair, genes))
+        known, of_sample = features.rows(sample, every, columns(pair, genes))
         where.append(known)
-        rows.append(model.task.seen(of_sample))
+        rows.append(flow.seen(of_sample))
     weights = pooling.fit(joined(rows))
     found = []
     for pair, known, part in zip(pairs, where, rows, strict=True):
@@ -76,8 +82,18 @@ def weights_of_truth(
         gene = np.repeat(known.gene, part.mask.sum(axis=1))
         field = np.zeros((pair.high.num_spots, len(genes)))
         field[pair.table()[known.parent][part.mask], gene] = shares[part.mask]
-        found.append(splits.in_proportion(pair, gene_counts(pair.low, genes), field))
+        found.append(in_proportion(pair, gene_counts(pair.low, genes), field))
     return found
+
+
+def in_proportion(pair: Pair, counts: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """Counts [P, g] of the parents split in proportion to a field [n, g] of the children."""
+    children = pair.table()
+    mask = children >= 0
+    parts = simplex.split(counts, field[children].transpose(0, 2, 1), mask[:, None])
+    out = np.empty(field.shape)
+    out[children[mask]] = parts.transpose(0, 2, 1)[mask]
+    return out
 
 
 def of_tissue(data, pairs: list[Pair], low: list[np.ndarray], genes: list[str]) -> Predictions:
@@ -93,18 +109,18 @@ def of_tissue(data, pairs: list[Pair], low: list[np.ndarray], genes: list[str]) 
         at, (row_of, *both) = columns(pair, genes), fields[pair.high.name]
         rows = [row_of[barcode] for barcode in pair.high.barcodes]
         for name, field in zip(found, both, strict=True):
-            found[name].append(splits.in_proportion(pair, counts, field[rows][:, at]))
+            found[name].append(in_proportion(pair, counts, field[rows][:, at]))
     return found
 
 
 def main() -> None:
     workdir = _workdir()
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    experiment = superres.embed_slides(superres.open_experiment(config, workdir))
+    opened = experiment.embed_slides(experiment.open_experiment(config, workdir))
     rows = [
         row
         for path in sorted(workdir.glob("fold_*/fold.json"))
-        for row in limits(experiment, read_json(path)["fold"])
+        for row in limits(opened, read_json(path)["fold"])
     ]
     print(harness.table(rows, COLUMNS))
 

@@ -40,12 +40,9 @@ def job(order: Row) -> Job:
     facts["error_um"] = _error_um(placed, truth)
     measured = placed[0::2]
     genes = list(placed[0].genes)
-    task = _task(order)
-    started = time.perf_counter()
-    training = task.fit(measured, genes)
-    facts["fit_s"] = time.perf_counter() - started
-    trained, facts["epoch_s"] = _trained(task, training, order["epochs"])
-    return _generation(*trained, placed, genes, facts)
+    flow = _flow(order)
+    (base, state), times = _trained(flow, measured, genes, order["epochs"])
+    return _generation(flow, base, state, placed, genes, facts | times)
 
 
 def _volume(sections: int, spots: int):
@@ -79,91 +76,109 @@ def _error_um(placed, truth) -> float:
     return float(np.sqrt(((rotation.apply(flat[1]) - flat[0]) ** 2).sum(axis=1).mean()))
 
 
-def _task(order: Row):
+def _flow(order: Row):
     """The form of configs/holotea_demo.py, on ridge regression."""
     from stfm_jax.data.retrieval import Reach
-    from stfm_jax.models.holotea import HoloTea
+    from stfm_jax.models.holotea.flow import HoloTea
+    from stfm_jax.models.stflow.flow import STFlow
     from stfm_jax.nn.control import ControlNet
     from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
 
     network = STFlowNet(GENES, order["width"], order["blocks"], feature_noise=1.0)
-    tower = ImageTower(GENES)
     return HoloTea(
-        network,
-        tower,
-        anchor="ridge",
-        control=ControlNet(network),
+        STFlow(network, ImageTower(GENES), anchor="ridge"),
+        ControlNet(network),
         reach=Reach(sections=2, kept=24, temperature=0.3, z_um=400.0),
     )
 
 
-def _trained(task, training, epochs: int):
-    """((task, training set, parameters), seconds an epoch), the base's epochs first."""
+def _trained(flow, measured, genes, epochs: int):
+    """(State of the base, state of the flow), both trained; seconds of the fits and of an epoch."""
     import jax
 
     from stfm_jax.data.regions import Regions
-    from stfm_jax.runtime.devices import make_mesh, replicate, split
+    from stfm_jax.models.holotea import method as holotea
+    from stfm_jax.models.stflow import method as stflow
+    from stfm_jax.runtime.devices import make_mesh, replicate, shard
     from stfm_jax.train.state import Optimizer, create, train_step
 
-    mesh, key, seconds = make_mesh(1), jax.random.key(0), []
+    mesh, key = make_mesh(1), jax.random.key(0)
+    times = {"fit_s": 0.0, "epoch_s": 0.0}
     optimizer = Optimizer(learning_rate=1e-3, weight_decay=0.01, ema_decay=0.5)
+
+    def fitted(part, *base):
+        started = time.perf_counter()
+        training = part.training_set(measured, genes, *base)
+        times["fit_s"] += time.perf_counter() - started
+        return training
 
     def train(part, own):
         arrays = replicate(mesh, own.fitted.flow)
-        width = part.input_width(own.fitted)
-        state = replicate(mesh, create(part, optimizer, key, arrays, width))
         regions = Regions(own.slides, part.neighbors, part.tile, per_slide=1, whole_share=1.0)
+        state = replicate(mesh, create(part, optimizer, key, arrays, regions.width))
         for epoch in range(epochs):
             started = time.perf_counter()
             for batches in regions.batches(0, epoch):
-                placed = (split(mesh, batch) for batch in batches)
+                placed = (shard(mesh, batch) for batch in batches)
                 state = train_step(part, optimizer, mesh, state, arrays, placed, key)
             jax.block_until_ready(state)
-            seconds.append(time.perf_counter() - started)
+            times["epoch_s"] = time.perf_counter() - started
         return jax.device_get(state.ema_params)
 
-    training = task.stand_on(training, train(task.base, training.base))
-    params = train(task, training)
-    return (task, training, params), seconds[-1]
+    base = fitted(flow.base)
+    base_params = train(flow.base, base)
+    own = fitted(flow, base, base_params)
+    params = train(flow, own)
+    states = (
+        stflow.State(base.fitted, base_params, base.residuals, epochs),
+        holotea.State(own.fitted, params, own.residuals, epochs),
+    )
+    return states, times
 
 
-def _generation(task, training, params, placed, genes, facts: Row) -> Job:
+def _generation(flow, base, state, placed, genes, facts: Row) -> Job:
     import dataclasses
 
     import numpy as np
     import problem
 
     from stfm_jax.data.expression import expression
-    from stfm_jax.eval.model_store import Model
-    from stfm_jax.models.baselines.stack import neighbour_copy
-    from stfm_jax.models.holotea import Neighbours
+    from stfm_jax.models.holotea.fitted import Neighbours
+    from stfm_jax.models.method import Genes, Request, gathered
+    from stfm_jax.models.neighbour_copy import neighbour_copy, own_features
+    from stfm_jax.models.stflow.method import in_one_call
     from stfm_jax.ops import metrics
-    from stfm_jax.regression.features import own_features
+    from stfm_jax.runtime.devices import make_mesh
 
-    model = Model(task, training.fitted, params, tuple(genes), tuple(genes), training.residuals)
-    measured, normalization = placed[0::2], task.normalization
-    own = {s.name: own_features(training.fitted.transform, s.features) for s in placed}
+    measured, normalization = placed[0::2], flow.base.normalization
+    own = own_features(state.fitted.transform, placed)
     expr = [expression(s, genes, normalization) for s in measured]
-    around = {s.name: neighbour_copy(s, measured, expr, own, task.reach) for s in placed[1::2]}
+    around = {s.name: neighbour_copy(s, measured, expr, own, flow.reach) for s in placed[1::2]}
+    asked = Request(Genes(tuple(genes), tuple(genes)), 0, DRAWS, 1, make_mesh(1))
+
+    def predicted(part, of_part, prepared, draws: int):
+        """Mean [n, g] and the first of the draws."""
+        found = in_one_call(part, of_part, prepared, dataclasses.replace(asked, draws=draws))
+        mean, *drawn = (gathered(b, len(prepared.coords)) for b in (found.mean, *found.draws))
+        return mean, drawn[0]
 
     def run() -> Row:
         scores: dict[str, list[float]] = {}
         for slide in placed[1::2]:
             bare = dataclasses.replace(slide, counts=None, genes=None)
-            neighbours = Neighbours(measured, genes)
-            prepared = task.prepare(bare, training.fitted, None, neighbours)
-            mean, draws = model.predict(prepared, 0, DRAWS, 1)
-            base = model.base.predict(prepared, 0, 1, 1)
+            prepared = flow.prepare(bare, state.fitted, None, Neighbours(measured, genes))
+            mean, draw = predicted(flow, state, prepared, DRAWS)
+            base_mean, base_draw = predicted(flow.base, base, prepared, 1)
             true = expression(slide, genes, normalization)
             for name, value in {
                 "holotea": metrics.mean_over_genes(metrics.pearson(mean, true))[0],
-                "stflow": metrics.mean_over_genes(metrics.pearson(base[0], true))[0],
-                "consistency": metrics.consistency(draws[0], true, around[slide.name]),
-                "stflow_consistency": metrics.consistency(base[1][0], true, around[slide.name]),
+                "stflow": metrics.mean_over_genes(metrics.pearson(base_mean, true))[0],
+                "consistency": metrics.consistency(draw, true, around[slide.name]),
+                "stflow_consistency": metrics.consistency(base_draw, true, around[slide.name]),
             }.items():
                 scores.setdefault(name, []).append(value)
         means = {name: float(np.mean(values)) for name, values in scores.items()}
-        return {**facts, **means, "evaluations": task.evaluations, **problem.jax_facts()}
+        return {**facts, **means, "evaluations": flow.base.evaluations, **problem.jax_facts()}
 
     return run
 

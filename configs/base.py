@@ -5,10 +5,15 @@ Every field can be overridden on the command line, as in `--config.train.epochs=
 
 from ml_collections import ConfigDict, config_dict
 
+REGRESSIONS = ("mean", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
+EXPRESSION = (*REGRESSIONS, "anchor", "stflow")
+STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "holotea_he", "holotea")
+SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.method = "stflow"
+    config.methods = EXPRESSION  # rows of the table; the last one predicts, unless predict.method
     config.seed = 0
     config.fold = config_dict.placeholder(int)  # one fold only; all, when absent
     config.devices = 0  # that share every batch; 0: all there are, of all processes
@@ -133,6 +138,7 @@ def get_config() -> ConfigDict:
     predict = config.predict = ConfigDict()
     predict.input = ""
     predict.output = ""
+    predict.method = ""  # of the methods; the last, when empty
     predict.draws = 8
     predict.image = ""  # H&E image of the input slide, where it holds no features
     predict.features_key = "features"

@@ -11,12 +11,12 @@
 Draws, stflow and holotea: moran .632 .684, consistency .686 .769, coverage80 .787 .753.
 """
 
-from configs import demo
+from configs import base, demo
 
 
 def get_config():
     config = demo.get_config()
-    config.method = "holotea"
+    config.methods = base.STACK
     config.data.tissue.num_sections = 5
     config.train.epochs = 15
     config.stack.epochs = 5

@@ -20,11 +20,11 @@ Ablations stand in the README. How neighbours are retrieved (config.stack) was c
 training sections, before this table was made.
 """
 
-from configs import her2st_stflow
+from configs import base, her2st_stflow
 
 
 def get_config():
     config = her2st_stflow.get_config()
-    config.method = "holotea"
+    config.methods = base.STACK
     config.stack.epochs = 10
     return config

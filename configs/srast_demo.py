@@ -13,7 +13,7 @@ from configs import base, srast_her2st
 
 def get_config():
     config = base.get_config()
-    config.method = "srast"
+    config.methods = base.SPLIT
     config.data.reader = "simulated"
     config.data.tissue.lattice = "bins"
     config.data.tissue.pitch_um = 50.0

@@ -8,7 +8,7 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.method = "srast"
+    config.methods = base.SPLIT
     config.data.reader = "her2st"
     config.data.sections = (
         *(f"C{i}" for i in range(2, 7)),

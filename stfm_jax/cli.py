@@ -18,16 +18,22 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from stfm_jax import experiment, superres
+from stfm_jax import experiment
 from stfm_jax.errors import InputError
-from stfm_jax.eval import model_store, predict, predict_split, predict_stack, split_model
-from stfm_jax.models import build
+from stfm_jax.models.method import SPLIT, STACK
+from stfm_jax.predict import slide, split, stack
+from stfm_jax.problems.table import problem_of
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import disk_full_message, is_disk_full, read_json, write_json
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 
 MODES = ("train", "eval", "predict", "embed")
-FREE_FIELDS = ("predict", "fold", "devices")  # may change without making another experiment
+FREE_FIELDS = (
+    "methods",
+    "predict",
+    "fold",
+    "devices",
+)  # may change without making another experiment
 _LOG = logging.getLogger("stfm_jax")
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -47,34 +53,25 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     if mode == "predict":
         _predict(config, workdir)
         return
-    of_pairs = config.method in build.OF_PAIRS
-    kind = superres if of_pairs else experiment
-    opened = kind.open_experiment(config, workdir)
-    with claimed_workdir(opened, kind.check_folds):
-        opened = kind.embed_slides(opened)
-        if mode in ("train", "eval") and not of_pairs:
-            opened = experiment.register_slides(opened)
-        if mode == "train":
-            kind.train_folds(opened)
-        elif mode == "eval":
-            kind.evaluate_folds(opened)
-        else:
-            _LOG.info("embeddings of %d slides are in place", len(opened.slides))
+    opened = experiment.open_experiment(config, workdir)
+    with claimed_workdir(opened):
+        opened = experiment.embed_slides(opened)
+        if mode == "embed":
+            _LOG.info("embeddings of %d slides are in place", len(opened.dataset.all))
+            return
+        opened = experiment.place_slides(opened)
+        (experiment.train if mode == "train" else experiment.evaluate)(opened)
 
 
 def _predict(config: ConfigDict, workdir: Path) -> None:
-    name = "final" if config.fold is None else f"fold_{config.fold}"
-    directory = workdir / name / "model"
-    if config.method in build.OF_PAIRS:
-        split = split_model.load(directory, config)
-        predict_split.run(config, split, directory, experiment.builtin_encoder(config))
-        return
-    model = model_store.load(directory, config)
-    if model.task.base is not None:
-        predict_stack.run(model, predict_stack.read_input(config, model), config, directory)
-        return
-    slide = predict.read_input(config, experiment.builtin_encoder(config), model)
-    predict.predict(model, slide, config, directory)
+    model, folder = experiment.load_model(config, workdir)
+    encoder = problem_of(config, [model.method]).encoder
+    if model.method.problem == SPLIT:
+        split.run(config, model, folder, encoder)
+    elif STACK in model.method.needs:
+        stack.run(model, stack.read_input(config, model), config, folder)
+    else:
+        slide.predict(model, slide.read_input(config, encoder, model), config, folder)
 
 
 def check_workdir(config: ConfigDict, workdir: Path, new: bool) -> None:
@@ -91,9 +88,7 @@ def check_workdir(config: ConfigDict, workdir: Path, new: bool) -> None:
 
 
 @contextlib.contextmanager
-def claimed_workdir(
-    opened: experiment.Experiment, check: Callable[[experiment.Experiment], None]
-) -> Iterator[None]:
+def claimed_workdir(opened: experiment.Experiment) -> Iterator[None]:
     """Writes the resolved config into a workdir that has none, which belongs to it from then on.
 
     After every check that needs no embedding, and undone where bad input ends the run before
@@ -102,13 +97,13 @@ def claimed_workdir(
     for its own.
 
     Raises:
-      InputError: as `check`, which looks at the folds.
+      InputError: what a fold's genes cannot be chosen for.
     """
     workdir, path = opened.workdir, opened.workdir / "config.json"
     if path.exists():
         yield
         return
-    check(opened)
+    experiment.check_folds(opened)
     existed = workdir.exists()
     write_json(path, _plain(opened.config))
     try:

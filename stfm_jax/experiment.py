@@ -1,12 +1,15 @@
-"""An experiment in its workdir: folds trained and scored, a final model, a report.
+"""The runner: methods x folds in a workdir, whatever the problem; a model of all slides; a report.
 
-    W/config.json                 the resolved config
-    W/embeddings/                 features of the built-in encoder
-    W/fold_<i>/..., W/final/...   training stages and models (training.py)
-    W/fold_<i>/fold.json, predictions.npz   scores and predictions of the fold's test slides
+    W/config.json                     the resolved config
+    W/embeddings/                     features of the built-in encoder
+    W/fold_<i>/fold.json, truth.npz   slides and genes of the fold; what was measured
+    W/fold_<i>/<method>/seed_<s>/     select/, refit/ (train.stages), model/ (store), and
+                                      scores.json, predictions.npz of the fold's test slides
+    W/final/<method>/seed_<s>/        the same of all slides, for prediction
     W/metrics.json, per_gene.csv, history.csv, *.png   the report over the folds done so far
 
-Every step finds out what is done already, so the same command goes on where it was stopped.
+Every step finds out what is done already, so the same command goes on where it was stopped, and
+one that names more methods trains those alone.
 """
 
 from __future__ import annotations
@@ -14,46 +17,91 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from stfm_jax.data import datasets, stack
-from stfm_jax.data.expression import most_variable_genes, require_genes
-from stfm_jax.data.readers import h5ad
-from stfm_jax.data.slide import Slide
-from stfm_jax.encoders.embed import BUILT_IN, Encoder, embedded, require_images
+from stfm_jax import store
+from stfm_jax.data.datasets import Dataset
+from stfm_jax.encoders.embed import embedded, require_images
 from stfm_jax.errors import InputError
-from stfm_jax.eval import evaluate, model_store, plots, report_files, stack_plots
-from stfm_jax.eval.fold import predict
-from stfm_jax.models import build
+from stfm_jax.models import table
+from stfm_jax.models.method import (
+    EMBEDDING,
+    PAIRS,
+    Genes,
+    Method,
+    NotApplicable,
+    Request,
+    encoder_of,
+)
 from stfm_jax.ops import metrics
+from stfm_jax.problems import problem as problems
+from stfm_jax.problems.problem import Cases, Predicted, Problem
+from stfm_jax.problems.table import problem_of
+from stfm_jax.report import write as report
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh
-from stfm_jax.runtime.files import save_arrays, write_csv, write_json
-from stfm_jax.training import Training
+from stfm_jax.runtime.files import save_arrays, write_json
+from stfm_jax.score.genes import gene_rows
+from stfm_jax.settings import Settings, setting
+from stfm_jax.store import Model
+from stfm_jax.train.stages import Run, TrainSettings
 
 _LOG = logging.getLogger("stfm_jax")
+FINAL = "final"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(Settings):
+    """How folds are run."""
+
+    devices: int = setting(0, least=0)
+    draws: int = setting(99, at="sample.draws", least=2)  # the CRPS compares draws
+    mean_draws: int = setting(8, at="sample.mean_draws", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config, its workdir and its data."""
+    """A config, its workdir, its methods and its data."""
 
     config: Any
     workdir: Path
-    dataset: datasets.Dataset
+    problem: Problem
+    methods: tuple[Method, ...]  # all that are fitted, each after those it stands on
+    dataset: Dataset
     mesh: Mesh  # devices that share every batch
 
     @property
-    def slides(self) -> list[Slide]:
-        return self.dataset.all
+    def asked(self) -> list[Method]:
+        """The methods that the config names, whose rows are scored."""
+        by_name = {method.name: method for method in self.methods}
+        return [by_name[name] for name in self.config.methods]
 
-    def fold_dir(self, fold: int) -> Path:
-        return self.workdir / f"fold_{fold}"
+    @property
+    def cache(self) -> Path:
+        """Where features of the built-in encoder are kept."""
+        return Path(self.config.encoder.dir or self.workdir / "embeddings")
+
+    def place(self, fold: int | None) -> Path:
+        """Folder of a fold, or of the model of all slides."""
+        return self.workdir / (FINAL if fold is None else f"fold_{fold}")
+
+    def of_method(self, fold: int | None, name: str) -> Path:
+        """Folder of a method in a fold: its scores and predictions and, if it is fitted, stages."""
+        return method_folder(self.place(fold), name, self.config.seed)
+
+
+def method_folder(place: Path, name: str, seed: int) -> Path:
+    """Folder of a method under a fold's."""
+    return place / name / f"seed_{seed}"
+
+
+def model_folder(place: Path, method: Method, seed: int) -> Path:
+    """Where a method's state lies: its own, or that of the method whose state it reads."""
+    return method_folder(place, method.state_of or method.name, seed) / "model"
 
 
 def open_experiment(config: Any, workdir: str | Path) -> Experiment:
@@ -62,313 +110,250 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
     Raises:
       InputError, FileNotFoundError: the config, the files, or what they hold.
     """
-    build.check(config)
+    asked = [table.build(name, config) for name in config.methods]
+    problem = problem_of(config, asked)
+    methods = tuple(table.build(name, config) for name in table.with_needed(config.methods))
+    RunSettings.of(config), TrainSettings.of(config)
     mesh = make_mesh(config.devices)
-    build.check_devices(config, mesh.size)
-    encoder = builtin_encoder(config)
-    precomputed = config.encoder.name if encoder is None and config.encoder.dir else None
-    dataset = datasets.load(config.data, config.encoder.dir or None, precomputed)
+    dataset = problem.read()
     if config.fold is not None and not 0 <= config.fold < len(dataset.folds):
         raise InputError(
             f"config.fold must be from 0 to {len(dataset.folds) - 1}, found {config.fold}."
         )
-    if config.method in build.OF_STACKS:
-        dataset = dataset.with_slides(stack.spaced(dataset.all, config.data.section_spacing_um))
-        stack.stacks(dataset.all)
-    experiment = Experiment(config, Path(workdir), dataset, mesh)
-    _check_sizes(experiment.slides, config.model.neighbors)
-    if encoder is None:
-        check_features(experiment.slides)
-    else:
-        require_images(experiment.slides, encoder, cache(experiment))
-    return experiment
+    opened = Experiment(config, Path(workdir), problem, methods, dataset, mesh)
+    _check_slides(opened)
+    if problem.encoder is not None:
+        require_images(dataset.all, problem.encoder, opened.cache)
+    elif problem.sees_images:
+        problems.check_features(dataset.all)
+    return opened
 
 
-def check_folds(experiment: Experiment) -> None:
+def _check_slides(opened: Experiment) -> None:
+    for method in opened.methods:
+        method.check(opened.dataset.all, opened.mesh.size)
+
+
+def check_folds(opened: Experiment) -> None:
     """Raises InputError where a fold's genes cannot be chosen, or its test slides lack them.
 
     Every fold is looked at, and the model of all slides: they share the workdir and its config.
     """
-    for fold in experiment.dataset.folds:
-        _, targets = _choose_genes(experiment, experiment.dataset[fold.train])
-        for slide in experiment.dataset[fold.test]:
-            require_genes(slide, targets)
-    _choose_genes(experiment, experiment.slides)
+    for fold in opened.dataset.folds:
+        opened.problem.cases(opened.dataset, fold)
+    opened.problem.every_case(opened.dataset)
 
 
-def embed_slides(experiment: Experiment) -> Experiment:
+def embed_slides(opened: Experiment) -> Experiment:
     """The experiment with features of the built-in encoder, where the config names it."""
-    encoder = builtin_encoder(experiment.config)
+    encoder = opened.problem.encoder
     if encoder is None:
-        return experiment
+        return opened
     with distributed.main_first("embeddings"):
-        slides = embedded(experiment.slides, encoder, cache(experiment))
-    _check_sizes(slides, experiment.config.model.neighbors)  # a cache may lack some spots
-    check_features(slides)
-    return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
+        slides = embedded(opened.dataset.all, encoder, opened.cache)
+    opened = dataclasses.replace(opened, dataset=opened.dataset.with_slides(slides))
+    _check_slides(opened)  # a cache may lack some spots
+    problems.check_features(slides)
+    return opened
 
 
-def register_slides(experiment: Experiment) -> Experiment:
-    """The experiment with its stacks each in one frame, where the method is one for stacks.
+def place_slides(opened: Experiment) -> Experiment:
+    """The experiment with what is computed of all slides together: stacks in one frame."""
+    dataset = opened.problem.placed(opened.dataset, opened.workdir)
+    return dataclasses.replace(opened, dataset=dataset)
 
-    How well sections fit is written to registration.csv, and drawn. Expression is not looked at.
-    """
-    config = experiment.config
-    if config.method not in build.OF_STACKS:
-        return experiment
-    stacks = stack.stacks(experiment.slides)
-    kind, flips = config.stack.registration, config.stack.flips
-    # Of all patients before anything is written: one may be refused.
-    found = {p: stack.registered(sections, kind, flips) for p, sections in stacks.items()}
-    rows = [row for placed, fit in found.values() for row in stack.report(fit, placed)]
+
+def train(opened: Experiment) -> None:
+    """Fits and scores the methods on the folds asked for, then fits them to all slides."""
+    fold = opened.config.fold
+    for index in range(len(opened.dataset.folds)) if fold is None else [fold]:
+        _run_fold(opened, index)
+    _fit_final(opened)
+    opened.problem.write_inputs(opened.dataset, opened.workdir, opened.cache)
+    _report(opened)
+
+
+def evaluate(opened: Experiment) -> None:
+    """Scores fitted folds again from their saved models, and rewrites the report."""
+    for index in range(len(opened.dataset.folds)):
+        there = [m for m in opened.asked if _fitted(opened, index, m)]
+        if there:
+            cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
+            _score_fold(opened, index, cases, there)
+    _report(opened)
+
+
+def _fitted(opened: Experiment, fold: int | None, method: Method) -> bool:
+    folder = model_folder(opened.place(fold), method, opened.config.seed)
+    return distributed.of_main(store.exists(folder))
+
+
+def _report(opened: Experiment) -> None:
     if distributed.is_main():
-        for patient, (placed, fit) in found.items():
-            figure = stack_plots.registration_overlay(
-                [s.name for s in placed],
-                [s.coords_um for s in placed],
-                [s.registered_um for s in placed],
-                [f"{pair.residual_um:.0f} um, {pair.overlap:.0%}" for pair in fit.pairs],
-            )
-            name = f"registration_{patient}.png" if patient else "registration.png"
-            plots.save(figure, experiment.workdir / name)
-        write_csv(experiment.workdir / "registration.csv", rows)
-    slides = [slide for placed, _ in found.values() for slide in placed]
-    distributed.barrier("registration")
-    return dataclasses.replace(experiment, dataset=experiment.dataset.with_slides(slides))
-
-
-def cache(experiment: Experiment) -> Path:
-    """Where features of the built-in encoder are kept."""
-    return Path(experiment.config.encoder.dir or experiment.workdir / "embeddings")
-
-
-def builtin_encoder(config: Any) -> Encoder | None:
-    """The built-in encoder of a config, None where embeddings are given, or no image is seen."""
-    if config.method in build.OF_PAIRS and not config.srast.image:
-        return None
-    name = config.encoder.name
-    return Encoder(name, config.encoder.patch_um) if name in BUILT_IN else None
-
-
-def train_folds(experiment: Experiment) -> None:
-    """Trains and scores the folds asked for, then refits on all slides."""
-    config = experiment.config
-    asked = range(len(experiment.dataset.folds)) if config.fold is None else [config.fold]
-    for fold in asked:
-        _run_fold(experiment, fold)
-    _train_final(experiment)
-    if config.method in build.OF_STACKS:
-        _write_sections(experiment)
-    elif config.data.unseen:
-        _write_unseen(experiment)
-    _report(experiment)
-
-
-def _report(experiment: Experiment) -> None:
-    if distributed.is_main():
-        report_files.write(experiment.workdir, experiment.config, experiment.dataset)
+        report.write(opened.workdir, opened.config, opened.problem, opened.dataset, opened.asked)
     distributed.barrier("report")
 
 
-def evaluate_folds(experiment: Experiment) -> None:
-    """Scores trained folds again from their saved models, and rewrites the report."""
-    for fold in trained_folds(experiment):
-        _score_fold(experiment, fold)
-    _report(experiment)
-
-
-def trained_folds(experiment: Experiment) -> list[int]:
-    """Those asked for that have a model.
-
-    Raises:
-      InputError: none has.
-    """
-    config, count = experiment.config, len(experiment.dataset.folds)
-    folds = [
-        fold
-        for fold in (range(count) if config.fold is None else [config.fold])
-        if model_store.exists(experiment.fold_dir(fold) / "model")
-    ]
-    if not folds:
-        raise InputError(f"{experiment.workdir}: holds no trained fold; run --mode=train first.")
-    return folds
-
-
-def _run_fold(experiment: Experiment, fold: int) -> None:
-    directory = experiment.fold_dir(fold)
-    if distributed.of_main((directory / "fold.json").exists()):
-        _LOG.info("fold %d: done before", fold)
+def _run_fold(opened: Experiment, index: int) -> None:
+    scores = {m: opened.of_method(index, m.name) / "scores.json" for m in opened.asked}
+    left = [m for m, path in scores.items() if not distributed.of_main(path.exists())]
+    if not left:
+        _LOG.info("fold %d: done before", index)
         return
-    if not distributed.of_main(model_store.exists(directory / "model")):
-        slides = experiment.dataset[experiment.dataset.folds[fold].train]
-        _train_model(experiment, directory, f"fold {fold}", slides)
-    _score_fold(experiment, fold)
+    cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
+    _fit(opened, index, cases, {})
+    _score_fold(opened, index, cases, left)
 
 
-def _train_model(
-    experiment: Experiment,
-    directory: Path,
-    name: str,
-    slides: list[Slide],
-    epochs: Sequence[int] | None = None,
-) -> None:
-    """Trains on `slides` and saves the model; for `epochs` see `training.Training.run`."""
-    genes, targets = _choose_genes(experiment, slides)
-    task = build.build(experiment.config, len(targets))
-    training = Training(experiment.config, experiment.mesh, directory, name)
-    fitted, trained, epochs = training.run(task, slides, targets, epochs)
-    model = model_store.Model(
-        task=task,
-        fitted=fitted.fitted,
-        params=trained.params,
-        genes=tuple(genes),
-        targets=tuple(targets),
-        residuals=fitted.residuals,
-        encoder=encoder_of(slides),
+def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, int]) -> None:
+    """Fits the methods that are not there yet to the training cases of a fold."""
+    shared, runs = {}, {}
+    for method in opened.methods:
+        run = runs[method.name] = _run_of(opened, fold, method, epochs, runs, shared)
+        if method.state_of is None and not _fitted(opened, fold, method):
+            state = method.fit(cases.train, cases.genes, run)
+            store.save(run.directory / "model", _model(method, state, cases, opened))
+            distributed.barrier("model")
+
+
+def _run_of(opened: Experiment, fold, method: Method, epochs, runs: dict, shared: dict) -> Run:
+    label = "all slides" if fold is None else f"fold {fold}"
+    return Run(
+        directory=opened.of_method(fold, method.name),
+        name=f"{label} {method.name}",
+        seed=opened.config.seed,
+        mesh=opened.mesh,
+        settings=TrainSettings.of(opened.config),
+        epochs=epochs.get(method.name),
+        of=runs.__getitem__,
+        shared=shared,
     )
-    model_store.save(directory / "model", model, epochs)
-    distributed.barrier("model")
 
 
-def _train_final(experiment: Experiment) -> None:
-    """The model for prediction: all slides, for the median of the folds' epochs."""
-    directory = experiment.workdir / "final"
-    done = sorted(experiment.workdir.glob("fold_*/fold.json"))
-    chosen = [model_store.epochs(path.parent / "model") for path in done]
-    epochs = tuple(int(np.median(of_part)) for of_part in zip(*chosen, strict=True))
-    if refits(directory, epochs):
-        _train_model(experiment, directory, "all slides", experiment.slides, epochs)
+def _model(method: Method, state: Any, cases: Cases, opened: Experiment) -> Model:
+    genes = cases.genes
+    if PAIRS in method.needs:  # genes by sample, whose names are of no use to another sample
+        genes = Genes(tuple(sorted(set().union(*genes.values()))), ())
+    if not opened.problem.sees_images:
+        return Model(method, state, genes)
+    slides = opened.dataset[cases.names.train]
+    return Model(method, state, genes, encoder_of(slides), slides[0].features.shape[1])
 
 
-def refits(directory: Path, epochs: tuple[int, ...]) -> bool:
-    """Whether the final model is to be trained; one of other numbers of epochs is removed."""
-    if not distributed.of_main(model_store.exists(directory / "model")):
-        return True
-    if model_store.epochs(directory / "model") == epochs:
-        return False
-    _LOG.info("all slides: more folds changed the number of epochs; refitting")
-    distributed.barrier("refit")
-    if distributed.is_main():
-        shutil.rmtree(directory)
-    distributed.barrier("removed")
-    return True
-
-
-def _write_unseen(experiment: Experiment) -> None:
-    """The simulated sections kept out of everything, as input files for --mode=predict."""
-    config = experiment.config
-    slides = datasets.unseen(config.data)
-    encoder = builtin_encoder(config)
-    if encoder is not None:
-        slides = embedded(slides, encoder, cache(experiment))
-    for i, slide in enumerate(slides):
-        h5ad.write(slide, experiment.workdir / ("slide.h5ad" if i == 0 else f"slide_{i}.h5ad"))
-
-
-def _write_sections(experiment: Experiment) -> None:
-    """Every section as an input file for --mode=predict, a folder for each stack.
-
-    Those of simulated tissue that were kept out of everything are there too, without counts.
-    """
-    if not distributed.is_main():
+def _fit_final(opened: Experiment) -> None:
+    """The models for prediction: all slides, for the median of the folds' epochs."""
+    epochs = {}
+    for method in opened.methods:
+        folders = sorted(opened.workdir.glob(f"fold_*/{method.name}/seed_{opened.config.seed}"))
+        found = [store.about(f / "model")["epochs"] for f in folders if store.exists(f / "model")]
+        if found and found[0] is not None:
+            epochs[method.name] = int(np.median(found))
+    _remove_outdated(opened, epochs)
+    if all(_fitted(opened, None, method) for method in opened.methods):
         return
-    config, slides = experiment.config, experiment.slides
-    if config.data.unseen:
-        unseen = datasets.unseen(config.data)
-        encoder = builtin_encoder(config)
-        if encoder is not None:
-            unseen = embedded(unseen, encoder, cache(experiment))
-        slides = slides + [dataclasses.replace(s, counts=None, genes=None) for s in unseen]
-    for slide in slides:
-        folder = experiment.workdir / "sections" / (slide.patient or "stack")
-        h5ad.write(dataclasses.replace(slide, registered_um=None), folder / f"{slide.name}.h5ad")
+    _fit(opened, None, opened.problem.every_case(opened.dataset), epochs)
 
 
-def encoder_of(slides: Sequence[Slide]) -> str:
-    """The one encoder that made all slides' features, "" where no file says.
+def _remove_outdated(opened: Experiment, epochs: dict[str, int]) -> None:
+    """Removes models of all slides that were trained for other numbers of epochs."""
+    for method in opened.methods:
+        folder = opened.of_method(None, method.name)
+        if method.state_of or not distributed.of_main(store.exists(folder / "model")):
+            continue
+        on = [name for name in (method.name, *method.stands_on) if name in epochs]
+        stale = [name for name in on if _final_epochs(opened, name) != epochs[name]]
+        if stale:
+            _LOG.info("all slides: more folds changed the number of epochs; refitting")
+            distributed.barrier("refit")
+            if distributed.is_main():
+                shutil.rmtree(folder)
+            distributed.barrier("removed")
 
-    Raises:
-      InputError: slides of different encoders.
-    """
-    names = {slide.encoder or "": slide for slide in slides}
-    if len(names) > 1:
-        found = ", ".join(f"{name or 'unnamed'} in {s.name}" for name, s in names.items())
-        raise InputError(f"features must come from one encoder, found {found}; embed all alike.")
-    return next(iter(names))
+
+def _final_epochs(opened: Experiment, name: str) -> int | None:
+    folder = opened.of_method(None, name) / "model"
+    return store.about(folder)["epochs"] if store.exists(folder) else None
 
 
-def _score_fold(experiment: Experiment, fold: int) -> None:
-    """Predicts and scores the test slides of a fold by every row."""
-    config, directory = experiment.config, experiment.fold_dir(fold)
-    names = experiment.dataset.folds[fold]
-    train_slides, test_slides = experiment.dataset[names.train], experiment.dataset[names.test]
-    model = model_store.load(directory / "model", config)
-    for slide in (*train_slides, *test_slides):
-        model_store.check_features(model, slide)
-    predicted = predict(model, names.test, train_slides, test_slides, config, experiment.mesh)
-    test, points, draws = predicted.test, predicted.points, predicted.draws
-    scores = {name: evaluate.score_point(value, test) for name, value in points.items()}
-    scores |= {name: evaluate.score_draws(d, test, config.seed) for name, d in draws.items()}
-    constant = np.isnan(metrics.pearson(test.pooled, test.pooled))
-    save_arrays(
-        directory / "predictions.npz",
-        {
-            "expr": test.pooled,
-            "coords_um": np.concatenate(test.coords_um),
-            "one_draw": np.concatenate([d[0] for d in list(draws.values())[-1]]),
-            "points": {name: np.concatenate(value) for name, value in points.items()},
-        },
-    )
+def _score_fold(opened: Experiment, index: int, cases: Cases, methods: list[Method]) -> None:
+    """Predicts and scores the test cases of a fold by some methods."""
+    models = [_checked_model(opened, index, cases, method) for method in methods]
+    problem, folder = opened.problem, opened.place(index)
+    truth = problem.truth(cases)
+    arrays = problem.truth_arrays(truth)
+    true = problem.measured(arrays)
+    constant = np.isnan(metrics.pearson(true, true))
+    save_arrays(folder / "truth.npz", arrays)
     write_json(
-        directory / "fold.json",
+        folder / "fold.json",
         {
-            "fold": fold,
-            "train": names.train,
-            "test": names.test,
-            "spots": [len(c) for c in test.coords_um],
-            "genes": list(model.genes),
-            "constant_genes": np.array(model.genes)[constant],
-            "epochs": model_store.epochs(directory / "model")[-1],
-            "hyperparameters": predicted.hyperparameters,
-            "scores": scores,
-            "per_gene": evaluate.gene_rows(fold, points, test, model.genes),
+            "fold": index,
+            "train": cases.names.train,
+            "test": cases.names.test,
+            "spots": [problem.num_spots(case) for case in cases.test],
+            **cases.about,
+            "genes": cases.scored,
+            "constant_genes": np.array(cases.scored)[constant],
         },
     )
-    distributed.barrier("fold")
+    for model in models:
+        _score(opened, index, cases, model, truth, true)
 
 
-def _choose_genes(experiment: Experiment, slides: Sequence[Slide]) -> tuple[list[str], list[str]]:
-    """Genes to score, chosen on these slides, and those to train on: the next most variable too."""
-    config = experiment.config
-    genes = datasets.choose_genes(experiment.dataset, slides, config.data)
-    if config.model.targets <= len(genes):
-        return genes, genes
-    scored = set(genes)
-    wanted = min(config.model.targets, len(set.intersection(*(set(s.genes) for s in slides))))
-    return genes, [*genes, *(g for g in most_variable_genes(slides, wanted) if g not in scored)]
+def _checked_model(opened: Experiment, index: int, cases: Cases, method: Method) -> Model:
+    """A method's model of a fold, whose slides still have the features it was fitted to."""
+    model = store.load(model_folder(opened.place(index), method, opened.config.seed), method)
+    if EMBEDDING in method.needs:
+        for name in (*cases.names.train, *cases.names.test):
+            store.check_features(model, opened.dataset.slides[name])
+    return model
 
 
-def _check_sizes(slides: Sequence[Slide], neighbors: int) -> None:
-    for slide in slides:
-        if slide.num_spots <= 4 * neighbors:
-            raise InputError(
-                f"{slide.where}: has {slide.num_spots} spots, too few for regions of "
-                f"{4 * neighbors} with {neighbors} neighbours each; leave the slide out or lower "
-                "--config.model.neighbors."
-            )
+def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, true) -> None:
+    problem, method = opened.problem, model.method
+    folder, rows = opened.of_method(index, method.name), []
+    predicted = predict_cases(opened, model, cases)
+    scores = problem.scores(method, predicted, truth, opened.config.seed) if predicted else {}
+    if predicted:
+        mean = np.concatenate(predicted.means)
+        rows = gene_rows(index, method.name, mean, true, cases.scored)
+        found = {"mean": mean}
+        if predicted.draws is not None:
+            found["one_draw"] = np.concatenate([draws[0] for draws in predicted.draws])
+        save_arrays(folder / "predictions.npz", found)
+    write_json(
+        folder / "scores.json",
+        {
+            "scores": scores,
+            "epochs": model.epochs,
+            "hyperparameters": method.hyperparameters(model.state),
+            "per_gene": rows,
+        },
+    )
+    distributed.barrier("scores")
 
 
-def check_features(slides: Sequence[Slide]) -> None:
-    """Raises InputError where slides lack features, or those of one kind."""
-    widths = {}
-    for slide in slides:
-        if slide.features is None:
-            raise InputError(
-                f"{slide.where}: has no features. Set --config.encoder.name to a built-in encoder, "
-                "or give the folder of precomputed embeddings by --config.encoder.dir."
-            )
-        widths.setdefault(slide.features.shape[1], slide)
-    if len(widths) > 1:
-        found = ", ".join(f"{width} in {s.name}" for width, s in widths.items())
-        raise InputError(f"features must be equally wide in all slides, found {found}.")
-    encoder_of(slides)
+def predict_cases(opened: Experiment, model: Model, cases: Cases) -> Predicted | None:
+    """A method's predictions of the test cases of a fold; None where a case lacks what it needs."""
+    settings = RunSettings.of(opened.config)
+    genes = Genes(cases.scored, model.genes.targets)
+    request = Request(genes, opened.config.seed, settings.draws, settings.mean_draws, opened.mesh)
+    try:
+        predictions = [model.method.predict(model.state, case, request) for case in cases.test]
+        return opened.problem.collected(predictions, cases)
+    except NotApplicable as lack:
+        _LOG.warning("%s: no row, %s", model.method.name, lack)
+        return None
+
+
+def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
+    """The model that predicts, and its folder: of all slides, or of `config.fold`.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    name = config.predict.method or config.methods[-1]
+    method = table.build(name, config)
+    place = workdir / (FINAL if config.fold is None else f"fold_{config.fold}")
+    folder = model_folder(place, method, config.seed)
+    return store.load(folder, method), folder

@@ -24,7 +24,19 @@ CASES = [
         lambda w: w.copied() | {"data__normalization": "log2"},
         ["data.normalization", "log1p, log1p_cp10k", "'log2'"],
     ),
-    ("unknown method", "train", lambda w: w.copied() | {"method": "x"}, ["config.method", "'x'"]),
+    (
+        "unknown method",
+        "train",
+        lambda w: w.copied() | {"methods": ("ridge", "stflwo")},
+        ["config.methods must be of mean, ridge", "found 'stflwo'", "Did you mean 'stflow'?"],
+    ),
+    (
+        "methods of two problems",
+        "train",
+        lambda w: w.copied() | {"methods": ("ridge", "uniform")},
+        ["of one problem, found ridge (expression), uniform (split)"],
+    ),
+    ("no method", "train", lambda w: w.copied() | {"methods": ()}, ["config.methods", "none"]),
     (
         "fold out of range",
         "train",
@@ -99,6 +111,11 @@ COMMANDS = [
         "unknown field in a section",
         [DEMO, "--config.train.epoch=1"],
         ["--config.train.epoch: the config has no such field", '"epochs"'],
+    ),
+    (
+        "the field that methods replaced",
+        [DEMO, "--config.method=holotea"],
+        ["--config.method: is gone", "--config.methods=ridge,holotea"],
     ),
     ("field of a number", [DEMO, "--config.model.width.x=1"], ["model.width.x"]),
     ("wrong type", [DEMO, "--config.train.epochs=abc"], ["--config.train.epochs=abc", "int"]),

@@ -10,11 +10,17 @@ import subprocess
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import tiny
 from bad_input import World, assert_message, assert_refused, edit, half, narrower, rewrite
 
 from stfm_jax.data import datasets
+
+
+def model(work: Path) -> Path:
+    """What predicts."""
+    return tiny.place(work, None) / "model"
 
 
 def cut_arrays(folder: Path) -> None:
@@ -23,16 +29,20 @@ def cut_arrays(folder: Path) -> None:
         rewrite(path, half)
 
 
-def cut_parameters(work):
-    cut_arrays(work / "final" / "model" / "params")
-
-
 def cut(name: str):
-    return lambda work: rewrite(work / "final" / "model" / name, half)
+    return lambda work: rewrite(model(work) / name, half)
+
+
+def of_another_version(work):
+    """Parameters that this version does not know."""
+    path = model(work) / "state.npz"
+    with np.load(path) as stored:
+        arrays = {name.replace("params/", "weights/"): stored[name] for name in stored.files}
+    np.savez(path, **arrays)
 
 
 def no_model(work):
-    shutil.rmtree(work / "final" / "model")
+    shutil.rmtree(model(work))
 
 
 def narrower_since(world: World) -> dict:
@@ -90,7 +100,7 @@ CASES = [
     (
         "model.json of another kind",
         "predict",
-        lambda w: w.retrained(lambda work: (work / "final/model/model.json").write_text("{}")),
+        lambda w: w.retrained(lambda work: (model(work) / "model.json").write_text("{}")),
         ["model.json", "train again"],
     ),
     (
@@ -100,24 +110,24 @@ CASES = [
         ["P1_S2.h5ad", "features are 5 wide", "trained on 12"],
     ),
     (
-        "truncated fitted.npz",
+        "truncated state.npz",
         "predict",
-        lambda w: w.retrained(cut("fitted.npz")),
-        ["fitted.npz", "train again"],
+        lambda w: w.retrained(cut("state.npz")),
+        ["state.npz", "train again"],
     ),
     (
-        "truncated parameters",
+        "state of another version",
         "predict",
-        lambda w: w.retrained(cut_parameters),
-        ["params", "damaged", "train again"],
+        lambda w: w.retrained(of_another_version),
+        ["state.npz", "another version", "weights", "train again"],
     ),
     (
         "truncated training checkpoint",
         "train",
         lambda w: w.retrained(
             lambda work: [
-                shutil.rmtree(work / "final" / "model"),
-                cut_arrays(work / "final" / "refit" / "latest"),
+                shutil.rmtree(model(work)),
+                cut_arrays(tiny.place(work, None) / "refit" / "latest"),
             ]
         ),
         ["latest", "damaged", "train again"],

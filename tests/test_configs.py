@@ -13,7 +13,8 @@ from configs import base, hest
 from stfm_jax.data.datasets import READERS
 from stfm_jax.data.readers.hest import TASKS
 from stfm_jax.data.simulate import TissueParams
-from stfm_jax.models.build import OF_PAIRS, build, build_split
+from stfm_jax.models import table
+from stfm_jax.problems.table import problem_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -24,13 +25,14 @@ def load(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_builds_its_method(name):
+def test_config_builds_its_methods(name):
     config = load(name)
-    of_pairs = config.method in OF_PAIRS
-    task, again = (build_split(c) if of_pairs else build(c, 50) for c in (config, load(name)))
-    assert task.name == config.method
-    assert of_pairs or task.network.num_genes == 50
-    assert hash(task) == hash(again), "no static argument of jitted functions"
+    methods = [table.build(each, config) for each in config.methods]
+    assert [method.name for method in methods] == list(config.methods)
+    for method in methods:
+        again = table.build(method.name, load(name))
+        assert hash(method) == hash(again), "no static argument of jitted functions"
+    assert problem_of(config, methods).methods == tuple(methods)
     assert config.data.reader in READERS
     TissueParams(**config.data.tissue)
 
@@ -45,7 +47,7 @@ def test_config_has_the_fields_of_base_and_can_be_kept(name):
         return {key: names(v) if hasattr(v, "items") else None for key, v in section.items()}
 
     assert names(config) == names(fields)
-    assert json.loads(config.to_json_best_effort())["method"] == config.method
+    assert tuple(json.loads(config.to_json_best_effort())["methods"]) == config.methods
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "base"])

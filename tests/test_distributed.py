@@ -65,7 +65,7 @@ def test_one_is_killed_and_one_process_goes_on(trained, alone, tmp_path, victim)
     work = tmp_path / "work"
     often = {"train__checkpoint_every": 1}
     processes = start_two(work, trained.data, **often)
-    moment = work / "fold_0" / "select" / "history.csv"
+    moment = tiny.place(work, 0) / "select" / "history.csv"
     while not moment.exists() and all(p.poll() is None for p in processes):
         time.sleep(0.01)
     processes[victim].send_signal(signal.SIGKILL)

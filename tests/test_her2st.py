@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hest_layout import her2st_root, write_embeddings, write_task
 
+from configs import base
 from stfm_jax.data.coarsen import by_lattice
 from stfm_jax.data.expression import (
     gene_counts,
@@ -20,11 +21,12 @@ from stfm_jax.data.expression import (
 )
 from stfm_jax.data.readers import her2st
 from stfm_jax.encoders.embed import Encoder, embedded
-from stfm_jax.eval import split_fold, split_scores
-from stfm_jax.eval.split_model import SplitModel
-from stfm_jax.models.srast import SRast, columns
-from stfm_jax.nn.split_net import SplitNet
+from stfm_jax.models import table
+from stfm_jax.models.method import Genes, Request
+from stfm_jax.models.srast.method import SRastSettings, State
 from stfm_jax.ops import simplex
+from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.score import split as split_scores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOT = her2st_root()
@@ -119,17 +121,18 @@ def test_counts_are_split_better_than_by_interpolation_on_another_tumour():
     pool = most_expressed_genes([pair.low for pair in train], 200)
     scored = most_variable_counts([pair.high for pair in train], pool, 50)
     others = [gene for gene in pool if gene not in set(scored)]
-    task = SRast(SplitNet())
-    fitted = task.fit(train, [others] * 3).fitted
+    fitted = SRastSettings().flow.training_set(train, [others] * 3).fitted
     pair = by_lattice(her2st.read(ROOT, "D1"))
     low, true = gene_counts(pair.low, scored), gene_counts(pair.high, scored)
-    model = SplitModel(task, fitted, None, tuple(others))
-    ours = np.zeros(true.shape)
-    (part,) = model.split(pair, columns(pair, scored), 0, 0, 100_000)
-    mask = part.children >= 0
-    at = part.children[mask], np.repeat(part.pairs.gene, mask.sum(axis=1))
-    ours[at] = simplex.split(part.counts, part.mean, mask)[mask]
-    rows = split_fold.trivial(pair, low) | {"srast": ours}
+    request = Request(Genes(tuple(scored), ()), 0, 0, 0, make_mesh(1))
+    rows = {}
+    for name in base.SPLIT:
+        state = State(fitted, {}, 0) if name == "srast" else None
+        rows[name] = np.zeros(true.shape)
+        for part in table.build(name, base.get_config()).predict(state, pair, request):
+            mask = part.children >= 0
+            at = part.children[mask], np.repeat(part.pairs.gene, mask.sum(axis=1))
+            rows[name][at] = simplex.split(part.counts, part.mean, mask)[mask]
     scores = {name: split_scores.score([pair], [low], [row], [true]) for name, row in rows.items()}
     assert scores["srast"]["mass_error"] < 1e-6
     for name in ("pearson_log1p", "ratio"):

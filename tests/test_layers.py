@@ -8,20 +8,28 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "stfm_jax"
 LAYERS = (
-    {"errors"},
+    {"errors", "settings"},
     {"ops"},
     {"flow", "nn", "data", "runtime"},
     {"encoders", "regression"},
-    {"models"},
     {"train"},
-    {"eval"},
+    {"models"},
+    {"store", "score", "plots"},
+    {"report"},
+    {"problems"},
+    {"predict"},
 )
 TOP = len(LAYERS)  # modules that lie directly in the package, and run.py
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Every other module or folder of models/ is a family.
-SHARED_BY_MODELS = {"task"}  # families import it
-GATHERS_MODELS = {"build"}  # it imports the families, none imports it
-BASES = {"holotea": {"stflow"}}  # families that a family adds to
+# What the methods of models/ share; every other module or folder there is a method.
+SHARED = {"method", "regression", "parts", "sharded"}
+LISTS_METHODS = {"table"}  # imports none of them: it names them
+STAND_ON = {  # methods that a method is made of
+    "ridge_smooth": {"ridge"},
+    "centred_sum": {"neighbour_copy"},
+    "anchor": {"stflow"},
+    "holotea": {"stflow", "neighbour_copy"},
+}
 
 
 def imported_modules(source: str, package: tuple[str, ...] = ()) -> set[str]:
@@ -59,19 +67,23 @@ def violations(path: tuple[str, ...], names: set[str]) -> list[str]:
         same_package = target[:1] == path[:1]
         if level(target) > level(path):
             wrong.append(f"{'.'.join(path)} imports {'.'.join(target)}, which lies above it")
-        elif path[:1] == target[:1] == ("models",) and crosses_families(path, target):
-            wrong.append(f"{'.'.join(path)} imports {'.'.join(target)}, another model family")
-        elif level(path) == LEVEL["ops"] and not same_package and target[:1] != ("errors",):
+        elif path[:1] == target[:1] == ("models",) and crosses_methods(path, target):
+            wrong.append(f"{'.'.join(path)} imports {'.'.join(target)}, another method")
+        elif (
+            level(path) == LEVEL["ops"]
+            and not same_package
+            and target[:1] not in (("errors",), ("settings",))
+        ):
             wrong.append(f"{'.'.join(path)} imports {'.'.join(target)}; ops may import errors only")
     return wrong
 
 
-def crosses_families(path, target):
-    """Whether a module of models/ imports what belongs to another family, or what gathers all."""
+def crosses_methods(path, target):
+    """Whether a module of models/ imports another method than those it is made of."""
     here, there = path[1], target[1] if len(target) > 1 else None
-    if here in GATHERS_MODELS or there in SHARED_BY_MODELS:
-        return False
-    return here != there and there not in BASES.get(here, ())
+    if here in LISTS_METHODS:
+        return there not in SHARED
+    return here != there and there not in SHARED | STAND_ON.get(here, set())
 
 
 def source_files():
@@ -84,6 +96,27 @@ def test_imports_point_down(file):
     names = imported_modules(file.read_text(), ("stfm_jax", *path[:-1]))
     assert violations(path, names) == []
     assert not {n for n in names if n.split(".")[0] in ("run", "configs", "benchmarks", "tests")}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Nor do packages of models/; what a function imports counts too."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in source_files()}
+    edges = {}
+    for name, path in modules.items():
+        found = imported_modules(path.read_text(), tuple(name.split(".")[:-1]))
+        parents = {n.rpartition(".")[0] for n in found}
+        edges[name] = (found | parents) & modules.keys() - {name}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above[above.index(name) :], name])
+        if name not in done:
+            for target in sorted(edges[name]):
+                visit(target, (*above, name))
+            done.add(name)
+
+    for name in modules:
+        visit(name, ())
 
 
 def test_every_package_has_a_layer():
@@ -106,13 +139,15 @@ def test_configs_import_ml_collections_and_siblings_alone(file):
         (("ops", "a"), "import stfm_jax.data.slide"),
         (("data", "readers", "a"), "def f():\n    from stfm_jax.regression.features import x"),
         (("flow", "a"), "from stfm_jax import models"),
-        (("train", "a"), "from stfm_jax.eval.report import table"),
-        (("eval", "a"), "from stfm_jax.experiment import run"),
+        (("train", "a"), "from stfm_jax.models.method import Method"),
+        (("predict", "a"), "from stfm_jax.experiment import run"),
+        (("report", "a"), "from stfm_jax.problems.table import problem_of"),
         (("data", "a"), "from ..models import stflow"),
-        (("models", "stflow"), "from stfm_jax.models.holotea import f"),
-        (("models", "baselines", "a"), "from stfm_jax.models import stflow"),
-        (("models", "stflow"), "from stfm_jax.models import build"),
-        (("models", "task"), "from stfm_jax.models.stflow import STFlow"),
+        (("models", "stflow", "flow"), "from stfm_jax.models.holotea.flow import f"),
+        (("models", "ridge"), "from stfm_jax.models import stflow"),
+        (("models", "stflow", "a"), "from stfm_jax.models import table"),
+        (("models", "table"), "from stfm_jax.models.ridge import Ridge"),
+        (("models", "method"), "from stfm_jax.models.stflow.flow import STFlow"),
         (("errors",), "from stfm_jax.ops import frames"),
     ],
 )
@@ -125,13 +160,18 @@ def test_a_wrong_import_is_found(path, source):
     [
         (("ops", "a"), "from stfm_jax.ops.frames import x\nfrom stfm_jax.errors import InputError"),
         (("data", "a"), "from stfm_jax.nn import mlp\nimport numpy"),
-        (("models", "stflow"), "from stfm_jax.models.task import Task"),
-        (("models", "baselines", "a"), "from stfm_jax.models.baselines import b"),
-        (("models", "build"), "from stfm_jax.models.stflow import STFlow"),
-        (("models", "holotea"), "from stfm_jax.models.stflow import STFlow"),
-        (("experiment",), "from stfm_jax.cli import x\nfrom stfm_jax.eval import report"),
-        (("eval", "a"), "import stfm_jax\nfrom stfm_jax import __version__"),
+        (("models", "stflow", "a"), "from stfm_jax.models.method import Method"),
+        (("models", "ridge"), "from stfm_jax.models.regression import Regression"),
+        (("models", "method"), "from stfm_jax.train.stages import Run"),
+        (("models", "holotea", "flow"), "from stfm_jax.models.stflow.flow import STFlow"),
+        (("experiment",), "from stfm_jax.cli import x\nfrom stfm_jax.report import write"),
+        (("predict", "a"), "import stfm_jax\nfrom stfm_jax import __version__"),
     ],
 )
 def test_a_right_import_passes(path, source):
     assert violations(path, imported_modules(source, ("stfm_jax", *path[:-1]))) == []
+
+
+@pytest.mark.parametrize("file", source_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_is_longer_than_400_lines(file):
+    assert len(file.read_text().splitlines()) <= 400

@@ -17,10 +17,10 @@ EPOCHS = {"train__epochs": 40, "train__checkpoint_every": 5, "fold": 0}
 def moments(work: Path) -> dict[str, Path]:
     """Files whose appearance says how far a run has come."""
     return {
-        "selection": work / "fold_0" / "select" / "history.csv",
-        "refit": work / "fold_0" / "refit" / "history.csv",
-        "scoring": work / "fold_0" / "model" / "model.json",
-        "final": work / "final" / "refit" / "history.csv",
+        "selection": tiny.place(work, 0) / "select" / "history.csv",
+        "refit": tiny.place(work, 0) / "refit" / "history.csv",
+        "scoring": tiny.place(work, 0) / "model" / "model.json",
+        "final": tiny.place(work, None) / "refit" / "history.csv",
     }
 
 
@@ -107,6 +107,6 @@ def test_infinite_loss_ends_with_2_and_names_step_and_slide(trained, tmp_path, c
         err = capfd.readouterr().err
         assert "Traceback" not in err
         *_, last = err.strip().splitlines()
-        assert last.startswith("error: fold 0 select: the loss is NaN or infinite at step ")
+        assert last.startswith("error: fold 0 stflow select: the loss is NaN or infinite at step ")
         assert "P1_S" in last and "--config.train.learning_rate" in last
     assert not (tmp_path / "metrics.json").exists()

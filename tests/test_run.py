@@ -15,9 +15,9 @@ import tiny
 
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.simulate import TissueParams, volume
-from stfm_jax.eval import evaluate
-from stfm_jax.eval.model_store import Model
+from stfm_jax.models.stflow.method import STFlowMethod
 from stfm_jax.ops import metrics
+from stfm_jax.score import expression as evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 METHODS = {
@@ -73,21 +73,21 @@ def test_scores_are_those_of_the_saved_predictions(trained):
         genes = trained.metrics["genes"]["by_fold"][str(i)]
         columns = [list(slide.genes).index(gene) for gene in genes]
         true = np.log1p(slide.counts.toarray()[:, columns])
-        with np.load(trained.workdir / f"fold_{i}" / "predictions.npz") as stored:
-            np.testing.assert_allclose(stored["expr"], true, rtol=1e-6)
-            for method in ("stflow", "ridge", "mean"):
-                predicted = stored[f"points/{method}"]
-                scores = evaluate.score_point(
-                    [predicted], evaluate.TestSet(("x",), [slide.coords_um], [true])
-                )
-                got = trained.metrics["methods"][method]["pearson"]["folds"][i]
-                assert got == pytest.approx(scores["pearson"], abs=1e-6)
-                by_hand = np.mean(
-                    [np.corrcoef(predicted[:, g], true[:, g])[0, 1] for g in range(8)]
-                    if method != "mean"
-                    else [0.0]
-                )
-                assert got == pytest.approx(by_hand, abs=1e-5)
+        stored = tiny.points(trained.workdir, i)
+        np.testing.assert_allclose(stored["expr"], true, rtol=1e-6)
+        for method in ("stflow", "ridge", "mean"):
+            predicted = stored[method]
+            scores = evaluate.score_point(
+                [predicted], evaluate.TestSet(("x",), [slide.coords_um], [true])
+            )
+            got = trained.metrics["methods"][method]["pearson"]["folds"][i]
+            assert got == pytest.approx(scores["pearson"], abs=1e-6)
+            by_hand = np.mean(
+                [np.corrcoef(predicted[:, g], true[:, g])[0, 1] for g in range(8)]
+                if method != "mean"
+                else [0.0]
+            )
+            assert got == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_tables_and_pictures(trained):
@@ -98,7 +98,7 @@ def test_tables_and_pictures(trained):
     mean = np.mean([float(row["pearson"]) for row in stflow])
     assert mean == pytest.approx(trained.metrics["methods"]["stflow"]["pearson"]["folds"][0])
     history = rows(trained.workdir / "history.csv")
-    select = [row for row in history if row["stage"] == "fold 1 select"]
+    select = [row for row in history if row["stage"] == "fold 1 stflow select"]
     assert [int(row["epoch"]) for row in select] == [1, 2, 3]
     assert all(float(row["train_loss"]) > 0 and row["validation"] for row in select)
     assert {row["fold"] for row in history} == {"0", "1", "2", "final"}
@@ -155,21 +155,24 @@ def test_draws_for_the_mean_are_those_of_the_config(trained, tmp_path):
     written = json.loads((copy / "config.json").read_text())
     written["sample"]["mean_draws"] = 3
     (copy / "config.json").write_text(json.dumps(written))
-    with mock.patch.object(Model, "predict", autospec=True, side_effect=Model.predict) as predict:
-        assert tiny.run(trained.config(sample__mean_draws=3, fold=1), copy, "eval") == 0
-    assert [call.args[2:5] for call in predict.call_args_list] == [(0, 11, 3)]
+    whole = STFlowMethod.predict
+    with mock.patch.object(STFlowMethod, "predict", autospec=True, side_effect=whole) as predict:
+        assert tiny.run(trained.config(sample__mean_draws=3), copy, "eval") == 0
+    asked = [call.args[3] for call in predict.call_args_list]
+    assert [(a.seed, a.draws, a.mean_draws) for a in asked] == [(0, 11, 3)] * 3
 
 
 def test_without_a_refit_the_selected_parameters_are_the_model(trained, tmp_path):
     """But for the model of all slides, which has no slide left to select by."""
     assert tiny.run(trained.config(fold=0, train__refit=False), tmp_path) == 0
-    assert not (tmp_path / "fold_0" / "refit").exists()
-    chosen = json.loads((tmp_path / "fold_0" / "select" / "done.json").read_text())["best_epoch"]
-    for name in ("fold_0", "final"):
-        model = json.loads((tmp_path / name / "model" / "model.json").read_text())
+    folder = tiny.place(tmp_path, 0)
+    assert not (folder / "refit").exists()
+    chosen = json.loads((folder / "select" / "done.json").read_text())["best_epoch"]
+    for place in (folder, tiny.place(tmp_path, None)):
+        model = json.loads((place / "model" / "model.json").read_text())
         assert model["epochs"] == chosen
     stages = {row["stage"] for row in rows(tmp_path / "history.csv")}
-    assert stages == {"fold 0 select", "all slides refit"}
+    assert stages == {"fold 0 stflow select", "all slides stflow refit"}
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +193,8 @@ def predicted(trained, tmp_path_factory):
 
 def test_predicted_slide_keeps_the_contract(trained, predicted):
     given, _, out, folder = predicted
-    final = json.loads((trained.workdir / "final" / "model" / "model.json").read_text())
+    final = tiny.place(trained.workdir, None) / "model" / "model.json"
+    final = json.loads(final.read_text())
     assert list(out.var_names) == final["genes"] and out.n_vars == 8
     assert list(out.obs_names) == list(given.obs_names)
     np.testing.assert_array_equal(out.obsm["spatial"], given.obsm["spatial"])
@@ -204,7 +208,7 @@ def test_predicted_slide_keeps_the_contract(trained, predicted):
     provenance = out.uns["stfm"]
     assert {"version", "method", "checkpoint", "config", "draws"} <= set(provenance)
     assert json.loads(provenance["config"])["model"]["width"] == 16
-    assert provenance["checkpoint"].endswith("final/model")
+    assert provenance["checkpoint"].endswith("final/stflow/seed_0/model")
     assert {p.name for p in folder.iterdir()} == {"in.h5ad", "out.h5ad", "out.png"}
 
 
@@ -227,7 +231,7 @@ def test_predict_can_take_a_folds_model_and_other_draws(trained, predicted, tmp_
         assert tiny.run(made, trained.workdir, "predict") == 0
         other = anndata.read_h5ad(tmp_path / f"{name}.h5ad")
         assert other.uns["stfm"]["draws"] == 3
-        assert other.uns["stfm"]["checkpoint"].endswith(f"{name}/model")
+        assert other.uns["stfm"]["checkpoint"].endswith(f"{name}/stflow/seed_0/model")
         same = list(other.var_names) == list(out.var_names) and np.allclose(other.X, out.X)
         assert same == (fold is None)
 

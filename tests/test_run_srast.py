@@ -16,10 +16,10 @@ import tiny
 from bad_input import assert_message
 
 from configs import srast_her2st
-from stfm_jax import superres
 from stfm_jax.data.coarsen import by_lattice
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
+from stfm_jax.problems import split
 from stfm_jax.runtime.files import read_json
 
 pytestmark = pytest.mark.slow
@@ -104,7 +104,9 @@ def test_the_report(work):
     assert report["mixing"].keys() == {"expression", "latents", "normed"}
     assert (work / "maps_P0.png").exists() and (work / "latents.png").exists()
     for fold in report["folds"]:
-        trained_on = set(read_json(work / f"fold_{fold['fold']}/model/model.json")["genes"])
+        trained_on = set(
+            read_json(tiny.place(work, fold["fold"], "srast") / "model/model.json")["genes"]
+        )
         assert not trained_on & set(report["genes"]["by_fold"][str(fold["fold"])])
 
 
@@ -118,11 +120,11 @@ def test_again_nothing_is_done_and_eval_says_the_same(data, work):
 
 def test_of_a_large_sample_the_middle_is_scored(data, work, tmp_path, monkeypatch):
     copy = shutil.copytree(work, tmp_path / "copy")
-    monkeypatch.setattr(superres, "SCORED", 12)
+    monkeypatch.setattr(split, "SCORED", 12)
     assert tiny.run(config(data__dir=str(data)), copy, "eval") == 0
     for fold in read_json(copy / "metrics.json")["folds"]:
         assert (fold["parents"], fold["spots"]) == ([12], [48])
-    pair = superres.scored_pair(section("P0", 0), config())
+    pair = split.SplitSettings.of(config()).scored_pair(section("P0", 0))
     far = np.linalg.norm(pair.low.coords_um - 1050.0, axis=1)
     assert pair.low.num_spots == 12 and far.max() < 500.0  # of a tissue 1,200 um wide
 
@@ -150,9 +152,13 @@ def test_two_processes_of_two_devices(data, work, low, tmp_path):
         both = launch.start_two("--config=configs/srast_her2st.py", *flags, f"--mode={mode}")
         for code, err in map(launch.ended, both):
             assert code == 0, err
-    mine, theirs = (read_json(path / "fold_0/fold.json")["scores"] for path in (again, work))
-    for method, scores in theirs.items():
-        assert mine[method] == pytest.approx(scores, abs=5e-3), method
+    for method in ("gaussian", "srast"):
+        mine, theirs = (
+            read_json(tiny.place(path, 0, method) / "scores.json")["scores"]
+            for path in (again, work)
+        )
+        for row, scores in theirs.items():
+            assert mine[row] == pytest.approx(scores, abs=5e-3), row
     alone = config(
         fold=0, data__dir=str(data), predict__input=str(low), predict__output=str(expected)
     )

@@ -17,7 +17,7 @@ import tiny_stack
 from bad_input import assert_refused, edit, narrower, other_encoder, without_features
 
 from stfm_jax.data.readers import h5ad
-from stfm_jax.eval import evaluate
+from stfm_jax.score import expression as evaluate
 from stfm_jax.train import loop
 
 pytestmark = [
@@ -104,8 +104,7 @@ def rows(path: Path) -> list[dict]:
 
 def points(stacked) -> dict[str, np.ndarray]:
     """What fold 1 predicted for its test section, by row; and `expr`."""
-    with np.load(stacked.workdir / "fold_1" / "predictions.npz") as stored:
-        return {name.removeprefix("points/"): stored[name] for name in stored.files}
+    return tiny.points(stacked.workdir, 1)
 
 
 # Training and its report
@@ -165,13 +164,15 @@ def test_how_sections_fit_is_told(stacked):
 def test_stages_of_the_base_and_of_what_stands_on_it(stacked):
     stages = [(row["fold"], row["stage"]) for row in rows(stacked.workdir / "history.csv")]
     assert stages == [
-        ("1", "fold 1 base refit"),
-        ("1", "fold 1 refit"),
-        ("final", "all slides base refit"),
-        ("final", "all slides refit"),
+        ("1", "fold 1 stflow refit"),
+        ("1", "fold 1 holotea refit"),
+        ("final", "all slides stflow refit"),
+        ("final", "all slides holotea refit"),
     ]
-    model = json.loads((stacked.workdir / "final" / "model" / "model.json").read_text())
-    assert (model["method"], model["base_epochs"], model["epochs"]) == ("holotea", [1], 1)
+    for name in ("stflow", "holotea"):
+        path = tiny.place(stacked.workdir, None, name) / "model" / "model.json"
+        model = json.loads(path.read_text())
+        assert (model["method"], model["epochs"]) == (name, 1)
 
 
 def test_every_section_is_left_as_an_input_file(stacked):
@@ -200,8 +201,10 @@ def test_a_finished_workdir_reports_and_exits_0(stacked, tmp_path, capsys):
 def test_a_lost_model_is_made_again_from_its_stages(stacked, written, tmp_path):
     """What was fitted and trained is the same the second time; nothing is trained."""
     copy = shutil.copytree(stacked.workdir, tmp_path / "work")
-    shutil.rmtree(copy / "fold_1" / "model")
-    (copy / "fold_1" / "fold.json").unlink()
+    for name in ("stflow", "holotea"):
+        shutil.rmtree(tiny.place(copy, 1, name) / "model")
+    for path in copy.glob("fold_1/*/seed_0/scores.json"):
+        path.unlink()
     with mock.patch.object(loop, "train_step", side_effect=AssertionError("trained again")):
         assert tiny.run(stacked.config(), copy) == 0
     again = json.loads((copy / "metrics.json").read_text())
@@ -229,8 +232,8 @@ def generated(stacked, tmp_path_factory):
 def test_the_volume_keeps_the_contract(stacked, generated):
     adata, output = generated
     sections = [h5ad.read(stacked.sections / f"P1_S{i}.h5ad") for i in (1, 2, 3, 4)]
-    model = json.loads((stacked.workdir / "fold_1" / "model" / "model.json").read_text())
-    assert list(adata.var_names) == model["genes"]
+    path = tiny.place(stacked.workdir, 1, "holotea") / "model" / "model.json"
+    assert list(adata.var_names) == json.loads(path.read_text())["genes"]
     assert list(adata.obs["section"].cat.categories) == ["S1", "S2", "S3", "S4"]
     new = (adata.obs["section"] == "S2").to_numpy()
     np.testing.assert_array_equal(adata.obs["measured"], ~new)
@@ -250,7 +253,7 @@ def test_the_volume_keeps_the_contract(stacked, generated):
     assert (adata.layers["q10"] <= adata.layers["q90"]).all() and adata.X.min() >= 0
     assert adata.uns["normalization"] == "log1p" and adata.uns["encoder"] == tiny.ENCODER
     assert adata.uns["stfm"]["method"] == "holotea" and adata.uns["stfm"]["draws"] == 3
-    assert adata.uns["stfm"]["checkpoint"].endswith("fold_1/model")
+    assert adata.uns["stfm"]["checkpoint"].endswith("fold_1/holotea/seed_0/model")
     beside = {p.name for p in output.parent.iterdir()}
     assert beside > {f"volume{end}" for end in (".h5ad", ".png", ".html", "_why.csv", "_why.png")}
     assert all(name.startswith("volume") for name in beside)
@@ -309,7 +312,7 @@ def test_the_model_of_all_says_what_it_was_trained_on(stacked, generated, tmp_pa
     final = predicted(stacked, tmp_path / "volume.h5ad", fold=None, predict__html=False)
     err = capsys.readouterr().err
     assert "was trained on this section" in err and "gene-wise Pearson" in err
-    assert final.uns["stfm"]["checkpoint"].endswith("final/model")
+    assert final.uns["stfm"]["checkpoint"].endswith("final/holotea/seed_0/model")
     assert np.abs(final.X - generated[0].X).max() > 1e-3
 
 
@@ -340,8 +343,9 @@ def test_everything_at_once(tmp_path):
         assert all(np.isfinite(entry["folds"]).all() for entry in scores[name].values()), name
     history = rows(made.workdir / "history.csv")
     stages = list(dict.fromkeys(row["stage"] for row in history if row["fold"] == "1"))
-    assert stages == [f"fold 1 {kind}" for kind in ("base select", "base refit", "select", "refit")]
-    selected = [row for row in history if row["stage"] == "fold 1 select"]
+    kinds = ("stflow select", "stflow refit", "holotea select", "holotea refit")
+    assert stages == [f"fold 1 {kind}" for kind in kinds]
+    selected = [row for row in history if row["stage"] == "fold 1 holotea select"]
     assert [float(row["validation"]) < 0 for row in selected] == [True, True]  # minus the loss
     assert (made.workdir / "learning_curve.png").exists()
     adata = predicted(made, tmp_path / "volume.h5ad")

@@ -125,6 +125,22 @@ def start(*argv: str) -> subprocess.Popen:
     )
 
 
+def place(work: Path, fold: int | None, method: str = "stflow") -> Path:
+    """Folder of a method in a fold, or of the model of all slides."""
+    return work / ("final" if fold is None else f"fold_{fold}") / method / "seed_0"
+
+
+def points(work: Path, fold: int) -> dict[str, np.ndarray]:
+    """What every method predicted in a fold [n, g], by name; and `expr`, what was measured."""
+    folder = work / f"fold_{fold}"
+    found = {}
+    for path in folder.glob("*/seed_0/predictions.npz"):
+        with np.load(path) as stored:
+            found[path.parts[-3]] = stored["mean"]
+    with np.load(folder / "truth.npz") as stored:
+        return {**found, "expr": stored["expr"]}
+
+
 def contents(folder: Path) -> dict[str, int]:
     """Every file below a folder with its time of change; nothing where there is no folder."""
     return {

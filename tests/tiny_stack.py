@@ -8,10 +8,11 @@ from __future__ import annotations
 import tiny
 from ml_collections import ConfigDict
 
+from configs import base
 from stfm_jax.data.slide import Slide
 
 SETTINGS = {
-    "method": "holotea",
+    "methods": base.STACK,
     "stack__kept": 6,
     "stack__candidates": 5,
     "stack__context_width": 6,
@@ -24,7 +25,7 @@ SETTINGS = {
 
 
 def config(**overrides) -> ConfigDict:
-    """The tiny config with HoloTea as the method; overrides as of `tiny.config`."""
+    """The tiny config for stacks, HoloTea last; overrides as of `tiny.config`."""
     return tiny.config(**{**SETTINGS, **overrides})
 
 

@@ -113,7 +113,7 @@ def collate(
     n = -(-n // (size * devices)) * size * devices
     if n > size:
         slides = [take(s, hilbert_order(s.coords)) for s in slides]
-    row = _spread(sum(sizes), n, devices)
+    row = _rows_of_spots(sum(sizes), n, devices)
     graph, geometry = _union([_neighborhood(s, k) for s in slides], sizes)
 
     def spots(arrays, dtype=np.float32):
@@ -135,7 +135,7 @@ def collate(
     )
 
 
-def _spread(spots: int, rows: int, devices: int) -> np.ndarray:
+def _rows_of_spots(spots: int, rows: int, devices: int) -> np.ndarray:
     """The row of each spot: in order, the same number on every device, padding behind them."""
     shares = np.diff(np.arange(devices + 1) * spots // devices)
     starts = np.arange(devices) * (rows // devices)

@@ -45,7 +45,7 @@ class Pair:
 
     @property
     def num_children(self) -> np.ndarray:
-        """Of every parent, [P]."""
+        """Number of children of every parent, [P]."""
         return np.bincount(self.parent, minlength=self.low.num_spots)
 
     def table(self) -> np.ndarray:

@@ -39,7 +39,7 @@ class Dataset:
     slides: dict[str, Slide]
     folds: tuple[Fold, ...]
     genes: tuple[str, ...] | None  # a published panel, or None: chosen on each training set
-    split: str  # how folds were made, one sentence for the report
+    folds_from: str  # how folds were made, one sentence for the report
 
     @property
     def all(self) -> list[Slide]:
@@ -85,7 +85,7 @@ def load(data: Any, embeddings_dir: str | None = None, encoder: str | None = Non
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
         )
     spots = sum(slide.num_spots for slide in dataset.slides.values())
-    _LOG.info("%d slides, %d spots; %s", len(dataset.slides), spots, dataset.split)
+    _LOG.info("%d slides, %d spots; %s", len(dataset.slides), spots, dataset.folds_from)
     return dataset
 
 
@@ -125,18 +125,18 @@ def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
 
 def _hest(data, embeddings_dir, encoder) -> Dataset:
     root = _folder(data.dir, hest.how_to_get(data.task))
-    splits = hest.splits(root, data.task)
-    names = dict.fromkeys(name for train, test in splits for name in (*train, *test))
+    folds = hest.published_folds(root, data.task)
+    names = dict.fromkeys(name for train, test in folds for name in (*train, *test))
     slides = {
         name: hest.read(root, data.task, name, embed_root=embeddings_dir, encoder=encoder)
         for name in names
     }
     return Dataset(
         slides=slides,
-        folds=tuple(Fold(tuple(train), tuple(test)) for train, test in splits),
+        folds=tuple(Fold(tuple(train), tuple(test)) for train, test in folds),
         genes=tuple(hest.genes(root, data.task)),
-        split="HEST-bench's published folds (by patient) and its task-wide gene list, which was "
-        "chosen on all slides",
+        folds_from="HEST-bench's published folds (by patient) and its task-wide gene list, which "
+        "was chosen on all slides",
     )
 
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -30,7 +30,7 @@ _MEND = "delete the file and embed the slide again."
 class Embeddings:
     """Embeddings of one slide's patches."""
 
-    embeddings: rows.Features  # [n, f] float32
+    embeddings: feature_store.Features  # [n, f] float32
     coords: np.ndarray  # [n, 2] pixels, as stored
     barcodes: np.ndarray  # [n] str
     encoder: str | None  # name with patch size; None where the file does not say
@@ -82,7 +82,7 @@ def read(path: str | Path) -> Embeddings:
 
 
 def open_stored(path: str | Path) -> Embeddings:
-    """As `read`, but the embeddings stay in the file; see `data.rows`."""
+    """Reads an embedding file as `read` does, but the embeddings stay in it; see `data.rows`."""
     with open_hdf5(path, ("embeddings", "coords", "barcodes"), _GET, _MEND) as file:
         shape = file["embeddings"].shape
         coords = file["coords"][()]
@@ -92,7 +92,7 @@ def open_stored(path: str | Path) -> Embeddings:
                 f"{path}: expected embeddings [n, f], coords [n, 2] and barcodes [n, 1], found "
                 f"{shape}, {coords.shape} and {barcodes.shape}; {_MEND}"
             )
-        features = rows.stored_rows(file["embeddings"], str(path))
+        features = feature_store.stored_features(file["embeddings"], str(path))
         return Embeddings(features, coords, barcodes, file.attrs.get("encoder"), str(path))
 
 
@@ -129,7 +129,7 @@ def align(slide: Slide, embeddings: Embeddings) -> Slide:
             embeddings.where,
         )
         slide = slide.subset(found)
-    features = rows.take(embeddings.embeddings, row[found])
+    features = feature_store.take(embeddings.embeddings, row[found])
     return dataclasses.replace(slide, features=features, encoder=embeddings.encoder)
 
 

@@ -209,12 +209,12 @@ def align(fixed: Shape, moving: Shape, kind: str, flips: bool) -> Affine:
 def _search(fixed: Shape, moving: Shape, flips: bool) -> list[Affine]:
     """The best distinct motions of a grid of rotations, at the best shift of each."""
     step = COARSE * moving.blur_um / _NODES_PER_BLUR
-    still, still_half = _centred(fixed, np.eye(2), step)
+    still, still_half = _turned(fixed, np.eye(2), step)
     found = []
     for mirror in (1.0, -1.0)[: 1 + flips]:
         for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
             matrix = rotation(angle) @ np.diag([mirror, 1.0])
-            turned, half = _centred(moving, matrix, step)
+            turned, half = _turned(moving, matrix, step)
             value, lag = _best_lag(still, turned)
             center = fixed.center_um + (lag + half - still_half) * step
             motion = Affine(matrix, center - matrix @ moving.center_um)
@@ -231,7 +231,7 @@ def _apart(a: tuple, b: tuple) -> bool:
     return a[2] != b[2] or turn > _APART_DEG
 
 
-def _centred(shape: Shape, matrix: np.ndarray, step: float) -> tuple[np.ndarray, int]:
+def _turned(shape: Shape, matrix: np.ndarray, step: float) -> tuple[np.ndarray, int]:
     """Channels of the section turned about its centre, and the index of the centre."""
     at = (shape.coords_um - shape.center_um) @ matrix.T / step
     half = int(np.ceil(np.abs(at).max() + _MARGIN * _NODES_PER_BLUR))

@@ -148,7 +148,7 @@ def _offsets(own: Placed, other: Placed, index: np.ndarray) -> np.ndarray:
 
 
 def _cosine(own: np.ndarray, other: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Of the features of each spot and of its candidates, [n, c]."""
+    """Cosine of the features of each spot and of its candidates, [n, c]."""
     own, other = _unit(own), _unit(other)
     return np.stack([(own * other[column]).sum(axis=1) for column in index.T], axis=1)
 

@@ -371,7 +371,7 @@ def _mean_counts(
 
 
 def _rna(cells: np.ndarray, density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of cells' shares [n, types] and their density [n]: all RNA [n], and each type's share."""
+    """All RNA [n] and each type's share of it, from cells' shares [n, types] and density [n]."""
     rna = cells * np.array([cell.rna for cell in CELL_TYPES], np.float32)
     total = rna.sum(axis=1)
     # The square root: RNA diffuses, so poor places show more than their cells hold.

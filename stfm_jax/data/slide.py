@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.patches import PatchSource
 from stfm_jax.errors import InputError
 
@@ -31,7 +31,7 @@ class Slide:
     spatial_unit: str = "um"  # unit of coords_in: "um" or "pixel"
     counts: sp.csr_matrix | None = None  # [n, G] raw UMI counts, non-negative integers
     genes: np.ndarray | None = None  # [G] str, unique
-    features: rows.Features | None = None  # [n, f] float32, embedding of each spot's patch
+    features: feature_store.Features | None = None  # [n, f] float32, embedding of each spot's patch
     encoder: str | None = None  # name (with patch size) of the encoder that made the features
     patches: PatchSource | None = None  # the H&E patches, where there is an image
     patient: str = ""
@@ -69,7 +69,7 @@ class Slide:
                 "parent",
             )
         }
-        features = None if self.features is None else rows.take(self.features, index)
+        features = None if self.features is None else feature_store.take(self.features, index)
         patches = None if self.patches is None else SubsetPatches(self.patches, index)
         return dataclasses.replace(self, features=features, patches=patches, **pick)
 
@@ -141,11 +141,11 @@ def _validate_registered(registered_um: np.ndarray, n: int, where: str) -> None:
         )
 
 
-def _validate_features(features: rows.Features, n: int, where: str) -> None:
+def _validate_features(features: feature_store.Features, n: int, where: str) -> None:
     if features.ndim != 2 or len(features) != n:
         raise InputError(f"{where}: expected features [{n}, f], found {features.shape}.")
     if isinstance(features, np.ndarray):
-        rows.check_finite(features, where)
+        feature_store.check_finite(features, where)
 
 
 def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, where: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.registration import Section, Stack, align_stack
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -217,7 +217,7 @@ def _seen(sections: Sequence[Slide], coords: Sequence[np.ndarray]) -> list[Secti
         if n > most:
             index = np.sort(np.random.default_rng(0).choice(n, most, replace=False))
             places = places[index]
-            features = None if bare else rows.take(features, index)
+            features = None if bare else feature_store.take(features, index)
         seen.append(Section(slide.name, places, None if bare else np.asarray(features)))
     return seen
 

@@ -99,7 +99,7 @@ def sample(prior: ContextPrior, keys: jax.Array, x: jax.Array, context: Context)
 
 @jax.jit
 def deviation(prior: ContextPrior, keys: jax.Array, x: jax.Array, context: Context) -> jax.Array:
-    """Of draws from their spots' means, [n, g]; as `sample` less `mean`."""
+    """Deviation of draws from their spots' means, [n, g]; as `sample` less `mean`."""
     return sample(prior, keys, x, context) - mean(prior, x, context)
 
 

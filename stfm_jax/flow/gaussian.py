@@ -65,7 +65,7 @@ def gaussian_path(
     return GaussianPath(*(np.asarray(a, np.float32) for a in arrays))
 
 
-def spread(path: GaussianPath, t: jax.Array) -> jax.Array:
+def relative_variance(path: GaussianPath, t: jax.Array) -> jax.Array:
     """s_t, variance along each eigenvector in units of the prior's; t [..., 1] -> [..., g]."""
     return (1.0 - t) ** 2 + t**2 * path.eigenvalues
 
@@ -83,12 +83,15 @@ def mean_path(path: GaussianPath, anchor: jax.Array, t: jax.Array) -> jax.Array:
 def whiten(path: GaussianPath, x_t: jax.Array, anchor: jax.Array, t: jax.Array) -> jax.Array:
     """z_t [n, g] of x_t [n, g]; t scalar or [n, 1]."""
     centred = (x_t - mean_path(path, anchor, t)) @ path.inverse_root
-    return _along(path, centred, jax.lax.rsqrt(spread(path, t)))
+    return _along(path, centred, jax.lax.rsqrt(relative_variance(path, t)))
 
 
 def unwhiten(path: GaussianPath, z: jax.Array, anchor: jax.Array, t: jax.Array) -> jax.Array:
     """x_t [n, g] of z_t; inverse of `whiten`."""
-    return mean_path(path, anchor, t) + _along(path, z, jnp.sqrt(spread(path, t))) @ path.root
+    return (
+        mean_path(path, anchor, t)
+        + _along(path, z, jnp.sqrt(relative_variance(path, t))) @ path.root
+    )
 
 
 def posterior(
@@ -103,7 +106,7 @@ def posterior(
       anchor: [n, g] mean of the data.
       t: scalar or [n, 1].
     """
-    s = spread(path, t)
+    s = relative_variance(path, t)
     gain = t * path.eigenvalues * jax.lax.rsqrt(s)
     deviation = jnp.sqrt(path.eigenvalues) * (1.0 - t) * jax.lax.rsqrt(s)
     return anchor + (_along(path, z, gain) + _along(path, y, deviation)) @ path.root
@@ -111,7 +114,7 @@ def posterior(
 
 def posterior_variance(path: GaussianPath, t: jax.Array) -> jax.Array:
     """Mean over genes of the posterior variance of x_1 given x_t; t [..., 1] -> [..., 1]."""
-    variance = path.eigenvalues * (1.0 - t) ** 2 / spread(path, t)
+    variance = path.eigenvalues * (1.0 - t) ** 2 / relative_variance(path, t)
     weight = jnp.mean((path.root @ path.eigenvectors) ** 2, axis=0)
     return jnp.sum(variance * weight, axis=-1, keepdims=True)
 

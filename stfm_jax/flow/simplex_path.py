@@ -30,7 +30,7 @@ _LATE = 1.1  # bounds what is shown at t = 1
 
 
 class Spread(NamedTuple):
-    """Of measured shares about their mean, over training rows."""
+    """Spread of measured shares about their mean, over training rows."""
 
     rate: jax.Array  # [2] log of a: at no counts, and its slope along log1p of them; `precision`
     logs: jax.Array  # [] variance of centred log-ratios
@@ -49,7 +49,7 @@ class Line(NamedTuple):
 def line(
     path: str, noise: str, logits: jax.Array, counts: jax.Array, spread: Spread, mask: jax.Array
 ) -> Line:
-    """Of rows of so many counts [N] whose mean split is a softmax of logits [N, s]."""
+    """Line of rows of so many counts [N] whose mean split is a softmax of logits [N, s]."""
     if path == "clr":
         one = jnp.ones_like(counts)
         return Line(logits, jnp.zeros_like(logits), centred(logits, mask), one, spread.logs * one)
@@ -62,7 +62,7 @@ def line(
 
 
 def precision(spread: Spread, counts: jax.Array) -> jax.Array:
-    """Of a Dirichlet whose variance is that of measured shares of counts [N].
+    """Precision [N] of a Dirichlet whose variance is that of measured shares of counts [N].
 
     They vary by their rates, as a Dirichlet of precision a does, and by the throw of their counts:
     1 / (precision + 1) = (1 / a + 1 / counts) / (1 / a + 1). Of one count all is on one child.

@@ -65,7 +65,7 @@ class STFlowNet:
     """Tokens from features and time, L spatial blocks, mean of their heads [STFlow].
 
     Settings and pure functions of parameters; the parts can be called one by one, because a slide
-    too large for one call goes through them tile by tile (see eval.whole_slide).
+    too large for one call goes through them tile by tile (see models.stflow.whole_slide).
 
     `expression` says how the network sees its own state x: "differences" only through the
     differences x_j - x_i in the attention logits (published), "token" also by a projection of x
@@ -123,7 +123,7 @@ class STFlowNet:
         return [self.encode_layer(layer, tiles) for layer in self.layers(params)]
 
     def encode_layer(self, layer: Layer, tiles: Tiles) -> EdgeFeatures:
-        """Of one block; see `encode_edges`."""
+        """Features of the edges [p, T, K] in one block; see `encode_edges`."""
 
         def one(geometry: EdgeGeometry) -> EdgeFeatures:
             frames = self.encode_frames(layer, geometry)

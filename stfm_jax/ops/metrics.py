@@ -43,7 +43,7 @@ def pearson(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def pearson_known(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """As `pearson`, [g], over the spots of each gene whose truth is not NaN.
+    """Pearson correlation per gene, [g], over its spots whose truth is not NaN; else as `pearson`.
 
     Genes of fewer than LEAST_KNOWN such spots are NaN too: theirs would be noise.
     """

@@ -76,7 +76,7 @@ def spot_tree(coords: np.ndarray, k: int) -> cKDTree:
 
 
 def nearest(tree: cKDTree, spots: np.ndarray, k: int, include_self: bool = False) -> Graph:
-    """As `knn_graph`, for some spots [m] of a tree; receivers count within `spots`."""
+    """Neighbours of some spots [m] of a tree, as `knn_graph`; receivers count within `spots`."""
     n, coords = tree.n, tree.data[spots]
     width = min(n, k + 2 + MAX_TIES)
     first = min(n, k + 6)

@@ -162,7 +162,7 @@ def _exchange(
 
 
 def _ranks(groups: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Of each element of ascending `groups`, its rank in its group; and the largest group."""
+    """Rank of each element of ascending `groups` in its group, and the largest group's size."""
     sizes = np.bincount(groups, minlength=count)
     first = np.cumsum(sizes) - sizes
     return np.arange(len(groups)) - first[groups], int(sizes.max(initial=0))

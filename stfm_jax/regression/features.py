@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from sklearn.decomposition import PCA
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.errors import InputError
 from stfm_jax.ops.neighbors import nearest, neighbor_mean, spot_tree
 
@@ -60,11 +60,13 @@ def fit_transform(
     return transform._replace(components=pca.fit(standardized).components_.T.astype(np.float32))
 
 
-def standardized_features(transform: FeatureTransform, features: rows.Features) -> np.ndarray:
+def standardized_features(
+    transform: FeatureTransform, features: feature_store.Features
+) -> np.ndarray:
     """[n, f] float32 with zero mean and unit variance, clipped at CLIP.
 
     Raises:
-      ValueError: a width that was not fitted; `eval.model_store` checks slides, and names them.
+      ValueError: a width that was not fitted; `stfm_jax.store` checks slides, and names them.
     """
     out = np.empty(features.shape, np.float32)
     for spots, values in standardized_blocks(transform, features):
@@ -72,7 +74,7 @@ def standardized_features(transform: FeatureTransform, features: rows.Features) 
     return out
 
 
-def own_features(transform: FeatureTransform, features: rows.Features) -> np.ndarray:
+def own_features(transform: FeatureTransform, features: feature_store.Features) -> np.ndarray:
     """Principal components [n, p] of a spot's own standardised features."""
     out = np.empty((len(features), transform.components.shape[1]), np.float32)
     for spots, values in standardized_blocks(transform, features):
@@ -81,22 +83,22 @@ def own_features(transform: FeatureTransform, features: rows.Features) -> np.nda
 
 
 def standardized_blocks(
-    transform: FeatureTransform, features: rows.Features
+    transform: FeatureTransform, features: feature_store.Features
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some spots [m] and their standardised features [m, f] at a time; see `data.rows.blocks`."""
+    """Some spots [m] and their standardised features [m, f]; see `feature_store.blocks`."""
     if features.shape[1] != len(transform.mean):
         raise ValueError(
             f"expected features of width {len(transform.mean)} as fitted, found "
             f"{features.shape[1]}."
         )
     mean, std = _moments([features]) if transform.per_slide else (transform.mean, transform.std)
-    for spots, x in rows.blocks(features):
+    for spots, x in feature_store.blocks(features):
         yield spots, np.clip((x - mean) / std, -CLIP, CLIP).astype(np.float32)
 
 
 def context_features(
     transform: FeatureTransform,
-    features: rows.Features,
+    features: feature_store.Features,
     coords: np.ndarray,
     scales: Sequence[int],
 ) -> np.ndarray:
@@ -111,14 +113,14 @@ def context_features(
     """
     context = context_reader(transform, features, coords, scales)
     out = np.empty((len(features), transform.components.shape[1] * (1 + len(scales))), np.float32)
-    for spots in rows.spans(len(features)):
+    for spots in feature_store.spans(len(features)):
         out[spots] = context(spots)
     return out
 
 
 def context_reader(
     transform: FeatureTransform,
-    features: rows.Features,
+    features: feature_store.Features,
     coords: np.ndarray,
     scales: Sequence[int],
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -135,23 +137,23 @@ def context_reader(
 def window_mean(values: np.ndarray, coords: np.ndarray, size: int) -> np.ndarray:
     """Mean [n, g] of the spot and its `size - 1` nearest others, ties kept."""
     tree, out = spot_tree(coords, 0), np.empty_like(values)
-    for spots in rows.spans(len(values)):
+    for spots in feature_store.spans(len(values)):
         out[spots] = _window(values, tree, spots, size)
     return out
 
 
 def _window(values: np.ndarray, tree: cKDTree, spots: np.ndarray, size: int) -> np.ndarray:
-    """Of some spots [m]; a window of one is the spot."""
+    """Means [m, g] over the windows of some spots [m]; a window of one is the spot."""
     k = min(size, len(values)) - 1
     if k == 0:
         return values[spots]
     return neighbor_mean(values, nearest(tree, spots, k, include_self=True), len(spots))
 
 
-def _moments(features: Sequence[rows.Features]) -> tuple[np.ndarray, np.ndarray]:
+def _moments(features: Sequence[feature_store.Features]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [f] over the rows of all arrays, block by block in float64."""
     n, mean, squares = 0, 0.0, 0.0
-    for x in (x.astype(np.float64) for each in features for _, x in rows.blocks(each)):
+    for x in (x.astype(np.float64) for each in features for _, x in feature_store.blocks(each)):
         block_mean = x.mean(axis=0)
         x -= block_mean
         shift = block_mean - mean

@@ -13,8 +13,8 @@ from stfm_jax.errors import InputError
 from stfm_jax.ops.tiles import AXIS
 
 PyTree = Any
-SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()  # by the leading axis; on every device
-SPLIT_DRAWS = PartitionSpec(None, AXIS)  # by the axis after that of the draws
+SHARDED, WHOLE = PartitionSpec(AXIS), PartitionSpec()  # by the leading axis; on every device
+SHARDED_DRAWS = PartitionSpec(None, AXIS)  # by the axis after that of the draws
 
 
 def make_mesh(count: int = 0) -> Mesh:
@@ -46,9 +46,9 @@ def make_mesh(count: int = 0) -> Mesh:
     return Mesh(of_process[:, : count // processes or None].ravel(), (AXIS,))
 
 
-def split(mesh: Mesh, tree: PyTree) -> PyTree:
+def shard(mesh: Mesh, tree: PyTree) -> PyTree:
     """Arrays of the host, cut along their leading axes over the devices."""
-    return _put(NamedSharding(mesh, SPLIT), tree)
+    return _put(NamedSharding(mesh, SHARDED), tree)
 
 
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:

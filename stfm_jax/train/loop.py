@@ -1,6 +1,6 @@
 """The training loop: epochs of batches, history, checkpoints, resuming.
 
-It knows no method by name: a task gives the loss, its data the batches, a callback the validation
+It knows no method by name: a trainable gives the loss, data the batches, a callback the validation
 score. Every batch and every noise follows from (seed, epoch, step), so a run that was killed and
 goes on ends as one that was not.
 """
@@ -19,13 +19,12 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from stfm_jax.errors import InputError
-from stfm_jax.models.task import Task
 from stfm_jax.runtime.checkpoint import Checkpoint
-from stfm_jax.runtime.devices import make_mesh, replicate, split
+from stfm_jax.runtime.devices import make_mesh, replicate, shard
 from stfm_jax.runtime.distributed import anywhere, is_main, of_main, several
 from stfm_jax.runtime.files import read_csv, write_csv, write_json
 from stfm_jax.runtime.interrupt import Interrupted, sigterm_flag
-from stfm_jax.train.state import Optimizer, TrainState, create, train_step
+from stfm_jax.train.state import Optimizer, Trainable, TrainState, create, train_step
 
 PyTree = Any
 
@@ -41,13 +40,13 @@ class Schedule:
 class Batches(Protocol):
     """What is trained on, as steps; they follow from seed, epoch and step alone."""
 
-    width: Any  # of what a network sees of a row, as the task's `init` takes it
+    width: Any  # of what a network sees of a row, as `Trainable.init` takes it
     steps: int  # of an epoch
 
     def batches(
         self, seed: int, epoch: int, first: int = 0, devices: int = 1
     ) -> Iterator[Iterator[PyTree]]:
-        """Of each of an epoch's steps from `first` on; leading axes divide by the devices."""
+        """Batches of an epoch's steps from `first` on; leading axes divide by the devices."""
         ...
 
     def where(self, seed: int, epoch: int, step: int) -> str:
@@ -67,7 +66,7 @@ class Trained:
 def train(
     directory: str | Path,
     stage: str,
-    task: Task,
+    trainable: Trainable,
     optimizer: Optimizer,
     schedule: Schedule,
     data: Batches,
@@ -82,11 +81,11 @@ def train(
       directory: holds the checkpoints `latest` and, with a validation score, `best`; `history.csv`;
         and, when finished, `done.json`.
       stage: name in the history.
-      task: see models.task.
+      trainable: gives initial parameters and the loss.
       optimizer: its settings.
       schedule: epochs and checkpoints.
       data: what to train on.
-      arrays: the task's fitted arrays.
+      arrays: fitted ones.
       seed: of initialisation, regions and noise.
       score: validation score of EMA parameters, higher is better; None when refitting.
       mesh: devices that share every batch; None: one.
@@ -100,7 +99,7 @@ def train(
     latest, best = Checkpoint(directory / "latest"), Checkpoint(directory / "best")
     key_init, key_steps = jax.random.split(jax.random.key(seed))
     mesh = mesh or make_mesh(1)
-    state = replicate(mesh, create(task, optimizer, key_init, arrays, data.width))
+    state = replicate(mesh, create(trainable, optimizer, key_init, arrays, data.width))
     steps_per_epoch = data.steps
     if latest.step is not None and latest.step > schedule.epochs * steps_per_epoch:
         latest.clear()  # of a longer schedule, which was stopped: a refit for fewer epochs now
@@ -128,8 +127,8 @@ def train(
             started = time.perf_counter()
             first = int(state.step) - epoch * steps_per_epoch
             for batches in data.batches(seed, epoch, first, mesh.size):
-                placed = (split(mesh, batch) for batch in batches)
-                state = train_step(task, optimizer, mesh, state, arrays, placed, key_steps)
+                placed = (shard(mesh, batch) for batch in batches)
+                state = train_step(trainable, optimizer, mesh, state, arrays, placed, key_steps)
                 if not stop.is_set() or several():  # processes stop together, at an epoch's end
                     continue
                 # At an epoch's last step its score and its row come first.

@@ -10,18 +10,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from stfm_jax.models.task import Task
 from stfm_jax.ops.tiles import AXIS
-from stfm_jax.runtime.devices import SPLIT, WHOLE
+from stfm_jax.runtime.devices import SHARDED, WHOLE
 
 PyTree = Any
+
+
+class Trainable(Protocol):
+    """Pure functions with settings; hashable. Fitted arrays are arguments, never closures."""
+
+    def init(self, key: jax.Array, arrays: PyTree, width: Any) -> PyTree:
+        """Network parameters for these fitted arrays; width: of `Batches`."""
+        ...
+
+    def loss(
+        self, params: PyTree, arrays: PyTree, batch: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(sum of the loss, number of terms), so that means can be taken over devices."""
+        ...
 
 
 class TrainState(NamedTuple):
@@ -57,12 +70,12 @@ class Optimizer:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("task", "optimizer", "num_features"))
+@functools.partial(jax.jit, static_argnames=("trainable", "optimizer", "num_features"))
 def create(
-    task: Task, optimizer: Optimizer, key: jax.Array, arrays: PyTree, num_features: Any
+    trainable: Trainable, optimizer: Optimizer, key: jax.Array, arrays: PyTree, num_features: Any
 ) -> TrainState:
-    """Fresh state for spots with this many features; `arrays` are the task's fitted ones."""
-    params = task.init(key, arrays, num_features)
+    """Fresh state for spots with this many features; `arrays` are fitted ones."""
+    params = trainable.init(key, arrays, num_features)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -75,7 +88,7 @@ def create(
 
 
 class Sums(NamedTuple):
-    """Of some terms of a step's loss."""
+    """Gradient, sum and number of some terms of a step's loss."""
 
     gradient: PyTree
     loss: jax.Array  # []
@@ -83,7 +96,7 @@ class Sums(NamedTuple):
 
 
 def train_step(
-    task: Task,
+    trainable: Trainable,
     optimizer: Optimizer,
     mesh: Mesh,
     state: TrainState,
@@ -94,32 +107,32 @@ def train_step(
     """One update. The step's noise is `key` folded with the step number.
 
     Args:
-      task: gives `loss(params, arrays, batch, key) -> (sum, count)`.
+      trainable: gives `loss(params, arrays, batch, key) -> (sum, count)`.
       optimizer: settings.
       mesh: devices that share the batches.
       state: donated.
-      arrays: the task's fitted arrays (prior, path): arguments, never closures.
+      arrays: fitted arrays (prior, path): arguments, never closures.
       batches: of padded slides, one after the other; together they are the step's terms.
       key: key of the run.
     """
     sums = None
     for batch in batches:
-        part = _sums(task, mesh, state.params, arrays, batch, key, state.step)
+        part = _sums(trainable, mesh, state.params, arrays, batch, key, state.step)
         sums = part if sums is None else _added(sums, part)
     return _updated(optimizer, state, sums)
 
 
-@functools.partial(jax.jit, static_argnames=("task", "mesh"))
-def _sums(task: Task, mesh: Mesh, params, arrays, batch, key, step) -> Sums:
+@functools.partial(jax.jit, static_argnames=("trainable", "mesh"))
+def _sums(trainable: Trainable, mesh: Mesh, params, arrays, batch, key, step) -> Sums:
     def on_device(params, arrays, batch, key):
-        loss = functools.partial(task.loss, arrays=arrays, batch=batch, key=key)
+        loss = functools.partial(trainable.loss, arrays=arrays, batch=batch, key=key)
         (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return jax.lax.psum(Sums(gradient, total, count), AXIS)
 
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(WHOLE, WHOLE, SPLIT, WHOLE),
+        in_specs=(WHOLE, WHOLE, SHARDED, WHOLE),
         out_specs=WHOLE,
         check_vma=False,
     )(params, arrays, batch, jax.random.fold_in(key, step))

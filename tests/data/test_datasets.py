@@ -69,7 +69,7 @@ def test_hest_folder_keeps_the_published_folds_and_panel(tmp_path):
     write_embeddings(tmp_path / "embed", "IDC", "uni_v1", toys)
     data = tiny.config(data__reader="hest", data__dir=str(tmp_path), data__task="IDC").data
     dataset = datasets.load(data, str(tmp_path / "embed"), "uni_v1")
-    assert dataset.genes == tuple(panel) and "published" in dataset.split
+    assert dataset.genes == tuple(panel) and "published" in dataset.folds_from
     assert [fold.test for fold in dataset.folds] == [("T1",), ("T2",), ("T3",)]
     assert dataset.slides["T2"].encoder == "uni_v1"
     assert datasets.choose_genes(dataset, list(dataset.slides.values()), data) == panel
@@ -121,7 +121,7 @@ def test_simulated_tissue_and_what_is_kept_out_of_it():
         ("P1_S1", "P1_S2", "P1_S3"),
         ("P2_S1", "P2_S2"),
     ]
-    assert dataset.split.startswith("simulated")
+    assert dataset.folds_from.startswith("simulated")
 
 
 def test_an_unknown_field_of_the_tissue():

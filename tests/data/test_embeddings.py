@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hest_layout import toy_slide
 
-from stfm_jax.data import embeddings, rows
+from stfm_jax.data import embeddings, feature_store
 from stfm_jax.errors import InputError
 
 
@@ -75,12 +75,12 @@ def test_align_matches_barcodes_whatever_the_order(tmp_path, caplog):
 
 
 def test_stored_embeddings_are_aligned_without_being_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK", 4)
+    monkeypatch.setattr(feature_store, "BLOCK", 4)
     slide = toy_slide()
     order = np.random.default_rng(0).permutation(20)[:15]
     stored = _write(tmp_path / "a.h5", slide, order, "other_64um")
     got = embeddings.align(slide, embeddings.open_stored(tmp_path / "a.h5"))
-    assert isinstance(got.features, rows.StoredRows) and got.encoder == "other_64um"
+    assert isinstance(got.features, feature_store.StoredFeatures) and got.encoder == "other_64um"
     expected = embeddings.align(slide, stored)
     np.testing.assert_array_equal(got.barcodes, expected.barcodes)
     np.testing.assert_array_equal(np.asarray(got.features), expected.features)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 
@@ -128,7 +128,7 @@ def test_to_predict_features_stay_in_the_file(tmp_path):
     adata.obsm["frame"] = pd.DataFrame(features, index=adata.obs_names, columns=list("abc"))
     slide = _read(tmp_path, adata, h5ad.read_to_predict)
     keep = [0, 2, 3, 5, 6, 8]
-    assert isinstance(slide.features, rows.StoredRows)
+    assert isinstance(slide.features, feature_store.StoredFeatures)
     np.testing.assert_array_equal(np.asarray(slide.features), features[keep])
     np.testing.assert_array_equal(slide.barcodes, [f"s{i}" for i in keep])
     np.testing.assert_array_equal(slide.coords_um, COORDS[keep])

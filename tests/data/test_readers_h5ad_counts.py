@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.expression import NORMALIZATIONS, expression
 from stfm_jax.data.readers import h5ad, h5ad_counts
 
@@ -27,7 +27,7 @@ def _adata(X):
 @pytest.mark.parametrize("layer", [None, "counts"])
 def test_expression_in_blocks(tmp_path, monkeypatch, kind, layer):
     """Equal to that of the whole slide, with names that occur twice, spots left out."""
-    monkeypatch.setattr(rows, "BLOCK", 4)
+    monkeypatch.setattr(feature_store, "BLOCK", 4)
     monkeypatch.setattr(h5ad_counts, "DENSE_AT_ONCE", 8)
     adata = _adata(kind(COUNTS) if layer is None else kind(np.log1p(COUNTS)))
     if layer:

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from hest_layout import toy_slide
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 
@@ -72,9 +72,9 @@ def _assert_whole(slides, unmeasured=()):
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix])
 def test_a_stack_to_predict_leaves_its_features_in_the_file(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(h5ad, "_DENSE_AT_ONCE", 24)
-    monkeypatch.setattr(rows, "BLOCK", 4)
+    monkeypatch.setattr(feature_store, "BLOCK", 4)
     slides = _read(tmp_path, _stack(kind(COUNTS)))
-    assert all(isinstance(slide.features, rows.StoredRows) for slide in slides)
+    assert all(isinstance(slide.features, feature_store.StoredFeatures) for slide in slides)
     _assert_whole(slides)
 
 
@@ -184,7 +184,7 @@ def test_a_folder_is_a_stack_by_height(tmp_path):
     assert [s.counts is None for s in found] == [True, True, False]
     assert [s.genes is None for s in found] == [True, True, False]
     np.testing.assert_array_equal(found[2].counts.toarray(), slides[0].counts.toarray())
-    assert all(isinstance(slide.features, rows.StoredRows) for slide in found)
+    assert all(isinstance(slide.features, feature_store.StoredFeatures) for slide in found)
 
 
 def _set(mapping, key, value):

@@ -27,7 +27,7 @@ def bench(tmp_path):
 
 def test_splits_samples_and_genes(bench):
     root = bench[0] / "bench"
-    assert hest.splits(root, "IDC") == [
+    assert hest.published_folds(root, "IDC") == [
         (["INT2", "TENX95"], ["INT1"]),
         (["INT1", "TENX95"], ["INT2"]),
         (["INT1", "INT2"], ["TENX95"]),
@@ -40,7 +40,9 @@ def test_splits_samples_and_genes(bench):
 def test_splits_in_numeric_order_with_an_index_column(tmp_path):
     slides = [toy_slide(f"S{i}") for i in range(11)]
     write_task(tmp_path, "PRAD", slides, PANEL, patches=False, index_column=True)
-    assert [test for _, test in hest.splits(tmp_path, "PRAD")] == [[s.name] for s in slides]
+    assert [test for _, test in hest.published_folds(tmp_path, "PRAD")] == [
+        [s.name] for s in slides
+    ]
 
 
 def test_read(bench, caplog):
@@ -137,16 +139,16 @@ def test_without_patches_all_spots_stay(tmp_path):
 def test_missing_folders_and_files(bench):
     root = bench[0] / "bench"
     with pytest.raises(FileNotFoundError, match=r"COAD: no such folder.*gated.*folder COAD/"):
-        hest.splits(root, "COAD")
+        hest.published_folds(root, "COAD")
     (root / "IDC" / "splits" / "test_1.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"test_1\.csv: no such file"):
-        hest.splits(root, "IDC")
+        hest.published_folds(root, "IDC")
     (root / "IDC" / "var_50genes.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"var_50genes\.json.*MahmoodLab/hest-bench"):
         hest.genes(root, "IDC")
     (root / "EMPTY").mkdir()
     with pytest.raises(FileNotFoundError, match=r"expected train_0\.csv"):
-        hest.splits(root, "EMPTY")
+        hest.published_folds(root, "EMPTY")
     with pytest.raises(FileNotFoundError, match=r"NONE\.h5ad: no such file"):
         hest.read(root, "IDC", "NONE")
 
@@ -156,7 +158,7 @@ def test_damaged_split_files(bench, text):
     root = bench[0] / "bench"
     (root / "IDC" / "splits" / "train_2.csv").write_text(text)
     with pytest.raises(InputError, match=r"train_2\.csv: expected a"):
-        hest.splits(root, "IDC")
+        hest.published_folds(root, "IDC")
 
 
 def test_leaking_split(bench):
@@ -164,7 +166,7 @@ def test_leaking_split(bench):
     folder = root / "IDC" / "splits"
     (folder / "test_0.csv").write_text((folder / "train_0.csv").read_text())
     with pytest.raises(InputError, match=r"fold 0 has INT2, TENX95 in both"):
-        hest.splits(root, "IDC")
+        hest.published_folds(root, "IDC")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"genes": 3}', '{"genes": []}', '{"genes": [1]}'])
@@ -211,7 +213,7 @@ def test_real_sections_in_the_hest_layout(tmp_path):
     sections = [her2st.read(her2st_root(), name) for name in ("C2", "C3")]
     panel = sorted(set(sections[0].genes) & set(sections[1].genes))[:50]
     write_task(tmp_path, "IDC", sections, panel, without_patch=7)
-    assert hest.splits(tmp_path, "IDC") == [(["C3"], ["C2"]), (["C2"], ["C3"])]
+    assert hest.published_folds(tmp_path, "IDC") == [(["C3"], ["C2"]), (["C2"], ["C3"])]
     for original in sections:
         slide = hest.read(tmp_path, "IDC", original.name)
         expected = original.subset(np.arange(original.num_spots - 7))

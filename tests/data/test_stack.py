@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hest_layout import her2st_root, toy_slide
 
-from stfm_jax.data import rows, stack
+from stfm_jax.data import feature_store, stack
 from stfm_jax.data.readers import her2st
 from stfm_jax.data.registration_fields import Affine, rotation
 from stfm_jax.data.simulate import TissueParams, volume
@@ -199,7 +199,7 @@ def in_file(slides, path) -> list[Slide]:
     with h5py.File(path, "w") as file:
         for slide in slides:
             file[slide.name] = slide.features
-        stored = [rows.stored_rows(file[slide.name], str(path)) for slide in slides]
+        stored = [feature_store.stored_features(file[slide.name], str(path)) for slide in slides]
     return [dataclasses.replace(s, features=f) for s, f in zip(slides, stored, strict=True)]
 
 

@@ -163,7 +163,9 @@ def test_trigonometric_identities(setting, t):
     z_0, z_1 = in_basis(setting["x_0"], 0.0), in_basis(setting["x_1"], 1.0)
     phi = gaussian.angle(path, jnp.asarray(t))
     assert phi.shape == (G,)
-    np.testing.assert_allclose(np.cos(phi), (1 - t) / np.sqrt(gaussian.spread(path, t)), atol=1e-9)
+    np.testing.assert_allclose(
+        np.cos(phi), (1 - t) / np.sqrt(gaussian.relative_variance(path, t)), atol=1e-9
+    )
     x_t = interpolate(setting["x_0"], setting["x_1"], t)
     z_t = np.cos(phi) * z_0 + np.sin(phi) * z_1
     np.testing.assert_allclose(in_basis(x_t, t), z_t, atol=1e-8)

@@ -13,18 +13,22 @@ import scipy.sparse as sp
 
 from stfm_jax.data.coarsen import Pair, by_lattice
 from stfm_jax.data.slide import Slide
-from stfm_jax.eval.split_model import SplitModel
 from stfm_jax.flow import simplex_path
-from stfm_jax.models.srast import Fitted, SRast, columns
-from stfm_jax.nn.split_net import SplitNet
+from stfm_jax.models.method import Genes, Request
+from stfm_jax.models.parts import columns
+from stfm_jax.models.srast import features, latents, pooling
+from stfm_jax.models.srast.batches import SplitBatches, joined
+from stfm_jax.models.srast.flow import Fitted
+from stfm_jax.models.srast.method import SRastMethod, SRastSettings, State
 from stfm_jax.ops import simplex
-from stfm_jax.regression import latents, pooling, split_features
-from stfm_jax.regression.split_batches import SplitBatches, joined
 from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.store import Model
 from stfm_jax.train.loop import Schedule, train
 from stfm_jax.train.state import Optimizer
 
-TASK = SRast(SplitNet(width=8), evaluations=4)
+METHOD = SRastMethod(SRastSettings(width=8, evaluations=4, pairs_at_once=10_000))
+FLOW = METHOD.settings.flow
+EPOCHS = 3
 
 
 def tissue(seed: int, side: int = 14, genes: int = 24, name: str = "s") -> Slide:
@@ -51,31 +55,40 @@ def pairs() -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def model(pairs, tmp_path_factory) -> SplitModel:
+def model(pairs, tmp_path_factory) -> Model:
     """Trained on the even genes of the first sample."""
     names = list(pairs[0].low.genes[::2])
-    training = TASK.fit(pairs[:1], [names])
+    training = FLOW.training_set(pairs[:1], [names])
     trained = train(
         tmp_path_factory.mktemp("srast"),
         "stage",
-        TASK,
+        FLOW,
         Optimizer(learning_rate=3e-3),
-        Schedule(epochs=3),
+        Schedule(EPOCHS),
         SplitBatches(joined(training.rows), ("s0",), 256),
         training.fitted.flow,
         0,
     )
-    return SplitModel(TASK, training.fitted, trained.params, tuple(names))
+    state = State(training.fitted, trained.params, EPOCHS)
+    return Model(METHOD, state, Genes(tuple(names), ()))
 
 
-def whole(model, pair, genes, draws=3, **changed):
+def changed(model, **settings) -> Model:
+    """The model with other settings."""
+    settings = dataclasses.replace(model.method.settings, **settings)
+    return dataclasses.replace(model, method=SRastMethod(settings))
+
+
+def whole(model, pair, genes, draws=3, mesh=None):
     """Mean [P, g, s] and draws of all parents, even where there are no counts; their children."""
     table = pair.table()
     shape = len(table), len(genes), table.shape[1]
     even = (table >= 0) / pair.num_children[:, None]
     mean, sampled = (np.tile(even[:, None], (*n, len(genes), 1)) for n in ((1,), (draws, 1)))
     children = np.broadcast_to(table[:, None], shape).copy()
-    for part in model.split(pair, genes, 0, draws, **({"pairs_at_once": 10_000} | changed)):
+    wanted = Genes(tuple(pair.low.genes[genes]), ())
+    request = Request(wanted, 0, draws, 0, mesh or make_mesh(1))
+    for part in model.method.predict(model.state, pair, request):
         at = tuple(part.pairs)
         mean[at], sampled[(slice(None), *at)], children[at] = part.mean, part.draws, part.children
     return mean, sampled, children
@@ -98,7 +111,7 @@ def test_shares_are_shares_and_whole_counts_add_up(model, pairs):
 def test_another_panel_and_another_order_of_genes(model, pairs):
     """Genes never trained on are split; permuted genes give permuted shares, draws aside."""
     genes = np.arange(1, 24, 2)
-    assert not set(pairs[1].low.genes[genes]) & set(model.genes)
+    assert not set(pairs[1].low.genes[genes]) & set(model.genes.scored)
     mean, draws, _ = whole(model, pairs[1], genes)
     order = np.random.default_rng(0).permutation(len(genes))
     mixed, mixed_draws, _ = whole(model, pairs[1], genes[order])
@@ -134,7 +147,7 @@ def test_devices_share_the_pairs(model, pairs):
     """As on one device, though what is left over is not divisible by them."""
     some = pairs[1].of_parents(np.arange(41))
     expected = whole(model, some, np.arange(3))
-    found = whole(model, some, np.arange(3), pairs_at_once=16, mesh=make_mesh(4))
+    found = whole(changed(model, pairs_at_once=16), some, np.arange(3), mesh=make_mesh(4))
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(other, one, atol=1e-5)
 
@@ -146,15 +159,15 @@ def test_parts_are_the_whole(model, pairs, monkeypatch):
     genes = np.arange(4)
     expected = whole(model, pair, genes)
     parts = []
-    monkeypatch.setattr(split_features, "PART", 128)
-    real = split_features.sample
+    monkeypatch.setattr(features, "PART", 128)
+    real = features.sample
 
     def counted(part, *args):
         parts.append(part.low.num_spots)
         return real(part, *args)
 
-    monkeypatch.setattr(split_features, "sample", counted)
-    found = whole(model, pair, genes, pairs_at_once=200)
+    monkeypatch.setattr(features, "sample", counted)
+    found = whole(changed(model, pairs_at_once=200), pair, genes)
     assert len(parts) == 11 and max(parts) < pair.low.num_spots
     np.testing.assert_allclose(found[0], expected[0], atol=2e-4)
     np.testing.assert_array_equal(found[2], expected[2])
@@ -163,31 +176,32 @@ def test_parts_are_the_whole(model, pairs, monkeypatch):
 def test_better_than_even_and_than_the_gaussian_on_another_sample(model, pairs):
     """On genes it never saw: the likelihood of the children's counts."""
     pair, genes = pairs[1], np.arange(1, 24, 2)
-    learned = model.task.learn(pair, model.fitted)
-    ((_, _, rows),) = split_features.blocks(pair, learned, genes, 10_000)
+    fitted = model.state.fitted
+    learned = FLOW.learn(pair, fitted)
+    ((_, _, rows),) = features.blocks(pair, learned, genes, 10_000)
     weight = pooling.pair_weight(rows.counts)
-    gaussian = np.zeros(len(model.fitted.flow.pool))
-    gaussian[split_features.PLAIN.index("gene 0.75")] = 1.0
+    gaussian = np.zeros(len(fitted.flow.pool))
+    gaussian[features.PLAIN.index("gene 0.75")] = 1.0
 
     def loss(pool):
         shares = np.asarray(simplex_path.shares_of_logits(rows.proposals @ pool, rows.mask))
         return -(weight[:, None] * rows.ratios * np.log(shares)).sum() / weight.sum()
 
-    assert loss(model.fitted.flow.pool) < loss(gaussian) - 1e-3 < loss(0 * gaussian) - 2e-3
+    assert loss(fitted.flow.pool) < loss(gaussian) - 1e-3 < loss(0 * gaussian) - 2e-3
 
 
 def test_without_latents_nothing_of_them_is_seen(pairs):
-    blind = dataclasses.replace(TASK, latents=False)
-    learned = TASK.learn(pairs[0], Fitted(None, None))
-    ((_, _, rows),) = split_features.blocks(pairs[0], learned, np.arange(6), 10_000)
+    blind = dataclasses.replace(FLOW, latents=False)
+    learned = FLOW.learn(pairs[0], Fitted(None, None))
+    ((_, _, rows),) = features.blocks(pairs[0], learned, np.arange(6), 10_000)
     other = rows._replace(
         proposals=rows.proposals.copy(), facts=rows.facts + np.r_[np.zeros(6), np.ones(16)]
     )
-    for k, name in enumerate(split_features.PLAIN):
+    for k, name in enumerate(features.PLAIN):
         if name.startswith("rate"):
             other.proposals[..., k] += 1.0
-    for task, same in ((blind, True), (TASK, False)):
-        one, two = task.seen(rows), task.seen(other)
+    for flow, same in ((blind, True), (FLOW, False)):
+        one, two = flow.seen(rows), flow.seen(other)
         assert np.array_equal(one.proposals, two.proposals) == same
         assert np.array_equal(one.facts, two.facts) == same
 
@@ -287,7 +301,7 @@ def test_the_spread_of_shares_is_found():
     a = np.exp(1.5 + 0.4 * np.log1p(total))
     rates = rng.gamma(np.maximum(a[:, None] * mean, 1e-9)) * mask
     counts = rng.multinomial(total, rates / rates.sum(axis=1, keepdims=True))
-    rows = split_features.SplitRows(
+    rows = features.SplitRows(
         proposals, None, mask, total.astype(np.float32),
         (counts / total[:, None]).astype(np.float32), None,
     )  # fmt: skip
@@ -298,15 +312,10 @@ def test_the_spread_of_shares_is_found():
 
 
 def test_an_untrained_network_draws_the_fitted_noise(model, pairs):
-    untrained = dataclasses.replace(
-        model,
-        params=TASK.init(jax.random.key(0), model.fitted.flow, len(model.fitted.flow.mean)),
-    )
-    drawn = [
-        whole(dataclasses.replace(untrained, task=dataclasses.replace(TASK, evaluations=n)),
-              pairs[1], np.arange(2))[1]
-        for n in (1, 3)
-    ]  # fmt: skip
+    arrays = model.state.fitted.flow
+    params = FLOW.init(jax.random.key(0), arrays, len(arrays.mean))
+    untrained = dataclasses.replace(model, state=model.state._replace(params=params))
+    drawn = [whole(changed(untrained, evaluations=n), pairs[1], np.arange(2))[1] for n in (1, 3)]
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-4)
     assert drawn[0].std(axis=0).min() > 0
 
@@ -318,21 +327,21 @@ def test_every_switch_trains_and_draws(pairs, path, noise, pairing):
     """A step against the slope lowers the loss; draws are shares."""
     if pairing == "optimal" and noise == "fitted" and path == "dirichlet":
         pytest.skip("refused: fitted noise is each pair's own")
-    task = dataclasses.replace(TASK, path=path, noise=noise, pairing=pairing)
-    training = task.fit(pairs[:1], [list(pairs[0].low.genes[:4])])
+    flow = dataclasses.replace(FLOW, path=path, noise=noise, pairing=pairing)
+    training = flow.training_set(pairs[:1], [list(pairs[0].low.genes[:4])])
     (rows,), arrays = training.rows, training.fitted.flow
-    params = task.init(jax.random.key(0), arrays, len(arrays.mean))
+    params = flow.init(jax.random.key(0), arrays, len(arrays.mean))
 
     @jax.jit
     def loss(params):
-        total, weight = task.loss(params, arrays, rows, jax.random.key(1))
+        total, weight = flow.loss(params, arrays, rows, jax.random.key(1))
         return total / weight
 
     before, slope = jax.value_and_grad(loss)(params)
     step = 0.003 / optax.tree.norm(slope)
     stepped = jax.tree.map(lambda p, g: p - step * g, params, slope)
     assert loss(stepped) < before - 3e-7
-    draws = np.asarray(jax.jit(task.sample, static_argnums=4)(
+    draws = np.asarray(jax.jit(flow.sample, static_argnums=4)(
         stepped, arrays, rows, jax.random.key(2), 3
     ))  # fmt: skip
     np.testing.assert_allclose(draws.sum(axis=2), 1.0, atol=1e-5)

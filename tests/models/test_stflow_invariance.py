@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from stfm_jax.data.batching import Batch, bucket_size, collate, in_order, take
 from stfm_jax.data.slide import Slide
-from stfm_jax.models.stflow import STFlow
+from stfm_jax.models.stflow.flow import STFlow
 from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
 
 NUM_GENES, NUM_FEATURES, K = 10, 16, 8
@@ -24,7 +24,7 @@ NETWORK = STFlowNet(NUM_GENES, width=16, num_blocks=2, heads=2, dropout=0.0)
 PLAIN = STFlow(
     NETWORK, anchor="none", prior="zinb_scalar", context=(), components=12, clip=False
 )  # unclipped: a prediction cut off at 0 would hide changes
-TASKS = {
+FLOWS = {
     "no anchor": PLAIN,
     "ridge": dataclasses.replace(PLAIN, anchor="ridge", context=(9, 25), token_context=False),
     "kernel": dataclasses.replace(
@@ -34,7 +34,7 @@ TASKS = {
         PLAIN, network=dataclasses.replace(NETWORK, expression="differences")
     ),
 }
-TASKS["tiles"] = dataclasses.replace(TASKS["kernel"], tile=64)
+FLOWS["tiles"] = dataclasses.replace(FLOWS["kernel"], tile=64)
 PUBLISHED_FRAMES = dataclasses.replace(PLAIN, network=dataclasses.replace(NETWORK, frames="pca"))
 
 
@@ -91,26 +91,26 @@ MOVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A task, fitted, with weights that are all far from zero."""
+    """A flow, fitted, with weights that are all far from zero."""
 
-    task: STFlow
+    flow: STFlow
     fitted: object
     params: dict
 
     def prepare(self, slide):
-        return self.task.prepare(slide, self.fitted, GENES)
+        return self.flow.prepare(slide, self.fitted, GENES)
 
     def collate(self, *slides):
-        return collate(slides, K, self.task.tile)
+        return collate(slides, K, self.flow.tile)
 
     def draw(self, batch, draws=1):
         """[draws, n, g], slide by slide, each in the order of its input."""
         arrays = (self.params, self.fitted.flow, batch, jax.random.key(7))
-        return np.asarray(self.task.sample(*arrays, draws=draws))[:, rows_of(batch)]
+        return np.asarray(self.flow.sample(*arrays, draws=draws))[:, rows_of(batch)]
 
     def posterior_mean(self, batch):
         arrays = (self.params, self.fitted.flow, batch, jax.random.key(7))
-        return np.asarray(self.task.posterior_mean(*arrays, draws=2))[rows_of(batch)]
+        return np.asarray(self.flow.posterior_mean(*arrays, draws=2))[rows_of(batch)]
 
     def predict(self, slide):
         return self.draw(self.collate(self.prepare(slide)))[0]
@@ -136,12 +136,12 @@ def perturbed(params, scale=0.3, seed=0):
 
 
 @functools.cache
-def model_of(task):
-    fitted = task.fit(training_slides(), GENES).fitted
-    params = jax.jit(task.init, static_argnums=2)(
-        jax.random.key(0), fitted.flow, task.input_width(fitted)
+def model_of(flow):
+    fitted = flow.training_set(training_slides(), GENES).fitted
+    params = jax.jit(flow.init, static_argnums=2)(
+        jax.random.key(0), fitted.flow, flow.input_width(fitted)
     )
-    return Model(task, fitted, perturbed(params))
+    return Model(flow, fitted, perturbed(params))
 
 
 def change(a, b):
@@ -154,7 +154,7 @@ def change(a, b):
 @functools.cache
 def unmoved(name, points):
     slide = make_slide(POINTS[points](), seed=9)
-    return slide, model_of(TASKS[name]).predict(slide)
+    return slide, model_of(FLOWS[name]).predict(slide)
 
 
 # Tiles are cut anew after every move, and other shapes are compiled: one move stands for all.
@@ -170,13 +170,13 @@ ONE_TILE_OR_SEVERAL = [pytest.param("kernel", marks=pytest.mark.slow), "tiles"]
 @pytest.mark.parametrize(("name", "move"), MOVED)
 def test_moving_a_slide_changes_nothing(name, points, move):
     slide, base = unmoved(name, points)
-    assert change(base, model_of(TASKS[name]).predict(moved(slide, **MOVES[move]))) < 1e-4
+    assert change(base, model_of(FLOWS[name]).predict(moved(slide, **MOVES[move]))) < 1e-4
 
 
 @pytest.mark.parametrize("points", POINTS)
 @pytest.mark.parametrize("name", ["ridge", "kernel"])  # read from the flow, and from the tower
 def test_moving_a_slide_keeps_the_posterior_mean(name, points):
-    model = model_of(TASKS[name])
+    model = model_of(FLOWS[name])
     slide = make_slide(POINTS[points](), seed=9)
     base, other = (
         model.posterior_mean(model.collate(model.prepare(s)))
@@ -195,7 +195,7 @@ def test_published_frames_fail_on_lattices(points):
 
 def test_coordinates_do_matter():
     """That the tests above can fail: another arrangement of the same spots predicts otherwise."""
-    model = model_of(TASKS["no anchor"])
+    model = model_of(FLOWS["no anchor"])
     slide = make_slide(square_lattice(), seed=9)
     stretched = slide.coords_um * [1.0, 1.3]
     other = dataclasses.replace(slide, coords_um=stretched, coords_in=stretched)
@@ -205,7 +205,7 @@ def test_coordinates_do_matter():
 @pytest.mark.parametrize("points", ["random", "square", "hexagonal"])
 def test_tiles_change_nothing(points):
     """Four tiles of 64 against one, with the same weights."""
-    tiled, whole = model_of(TASKS["tiles"]), model_of(TASKS["kernel"])
+    tiled, whole = model_of(FLOWS["tiles"]), model_of(FLOWS["kernel"])
     slide, base = unmoved("kernel", points)
     assert tiled.collate(tiled.prepare(slide)).tiles.num_tiles == 4
     assert whole.collate(whole.prepare(slide)).tiles.num_tiles == 1
@@ -217,7 +217,7 @@ def test_tiles_change_nothing(points):
 @pytest.mark.parametrize("name", ["kernel", "tiles"])
 def test_permuting_spots_with_their_noise_changes_nothing(name, points):
     """The batch's rows are permuted, or other tiles cut; read by place, the output is the same."""
-    model = model_of(TASKS[name])
+    model = model_of(FLOWS[name])
     slide, base = unmoved(name, points)
     order = np.random.default_rng(3).permutation(slide.num_spots)
     prepared = dataclasses.replace(model.prepare(slide.subset(order)), place=order.astype(np.int32))
@@ -229,7 +229,7 @@ def test_permuting_spots_with_their_noise_changes_nothing(name, points):
 @pytest.mark.parametrize("name", ["kernel", "tiles"])
 def test_in_order_gives_rows_as_in_the_input(name):
     """Of a shuffled slide: features, draws and their mean."""
-    model = model_of(TASKS[name])
+    model = model_of(FLOWS[name])
     slide = unmoved(name, "hexagonal")[0]
     shuffled = slide.subset(np.random.default_rng(3).permutation(slide.num_spots))
     for s in (slide, shuffled):
@@ -237,7 +237,7 @@ def test_in_order_gives_rows_as_in_the_input(name):
         batch = model.collate(prepared)
         np.testing.assert_array_equal(in_order(batch, batch.features), prepared.features)
         arrays = (model.params, model.fitted.flow, batch, jax.random.key(7))
-        draws = in_order(batch, model.task.sample(*arrays, draws=1))
+        draws = in_order(batch, model.flow.sample(*arrays, draws=1))
         assert draws.shape == (1, slide.num_spots, NUM_GENES)
         np.testing.assert_array_equal(draws, model.draw(batch))
     batch = model.collate(model.prepare(slide))
@@ -279,7 +279,7 @@ def with_garbage(batch: Batch) -> Batch:
 @pytest.mark.parametrize("name", ["no anchor", "tiles"])
 def test_what_lies_in_the_padding_does_not_matter(name, num_spots):
     """192 spots fill their bucket: the padded edges then lie at real spots alone."""
-    model = model_of(TASKS[name])
+    model = model_of(FLOWS[name])
     batch = model.collate(model.prepare(make_slide(hexagonal_lattice()[:num_spots], seed=9)))
     assert batch.spot_mask.all() == (num_spots == 192)
     garbage = with_garbage(batch)
@@ -288,7 +288,7 @@ def test_what_lies_in_the_padding_does_not_matter(name, num_spots):
     rows = rows_of(batch)
     arrays = (model.params, model.fitted.flow)
     base, other = (
-        np.asarray(model.task.sample(*arrays, b, jax.random.key(7), draws=1))[0, rows]
+        np.asarray(model.flow.sample(*arrays, b, jax.random.key(7), draws=1))[0, rows]
         for b in (batch, garbage)
     )
     assert change(base, other) < 1e-5
@@ -297,7 +297,7 @@ def test_what_lies_in_the_padding_does_not_matter(name, num_spots):
 @pytest.mark.parametrize("name", ONE_TILE_OR_SEVERAL)
 def test_company_and_bigger_buckets_change_nothing(name):
     """Two slides in one batch, which is a bigger bucket for both; a tile holds spots of either."""
-    model = model_of(TASKS[name])
+    model = model_of(FLOWS[name])
     slides = [make_slide(hexagonal_lattice(), seed=9), make_slide(random_points(190), seed=10)]
     first, second = (model.prepare(s) for s in slides)
     both = model.collate(first, second)
@@ -312,7 +312,7 @@ def test_company_and_bigger_buckets_change_nothing(name):
 
 
 def test_draws_are_the_same_however_many_are_taken():
-    model = model_of(TASKS["kernel"])
+    model = model_of(FLOWS["kernel"])
     batch = model.collate(model.prepare(make_slide(hexagonal_lattice(), seed=9)))
     one, two = model.draw(batch), model.draw(batch, draws=2)
     assert change(two[0], one[0]) < 1e-5 and change(two[0], two[1]) > 1e-2
@@ -320,9 +320,9 @@ def test_draws_are_the_same_however_many_are_taken():
 
 @pytest.mark.parametrize("name", ONE_TILE_OR_SEVERAL)
 def test_loss_ignores_the_padding(name):
-    model = model_of(TASKS[name])
+    model = model_of(FLOWS[name])
     batch = model.collate(model.prepare(make_slide(square_lattice(), seed=9)))
-    step = jax.jit(jax.value_and_grad(model.task.loss, has_aux=True))
+    step = jax.jit(jax.value_and_grad(model.flow.loss, has_aux=True))
     results = [
         step(model.params, model.fitted.flow, b, jax.random.key(0))
         for b in (batch, with_garbage(batch))
@@ -345,8 +345,8 @@ def test_noise_of_training_is_the_spots_own():
     order = np.random.default_rng(3).permutation(slide.num_spots)
     losses = {}
     for name in ("kernel", "tiles"):
-        model = model_of(TASKS[name])
-        loss = jax.jit(dataclasses.replace(model.task, network=network).loss)
+        model = model_of(FLOWS[name])
+        loss = jax.jit(dataclasses.replace(model.flow, network=network).loss)
         prepared = model.prepare(slide)
         batches = {
             "": model.collate(prepared),
@@ -368,20 +368,20 @@ def test_one_trace_serves_all_folds_of_a_bucket():
     traces = []
 
     class Counted(STFlow):
-        def evaluator(self, params, arrays, batch, noise=None):
+        def evaluator(self, params, batch, noise=None):
             traces.append((len(batch.spot_mask), "sample" if noise is None else "loss"))
-            return super().evaluator(params, arrays, batch, noise)
+            return super().evaluator(params, batch, noise)
 
-    task = Counted(**{f.name: getattr(TASKS["ridge"], f.name) for f in dataclasses.fields(STFlow)})
-    step = jax.jit(chex.assert_max_traces(task.loss, n=1))  # raises at a second trace
-    params = model_of(TASKS["ridge"]).params
+    flow = Counted(**{f.name: getattr(FLOWS["ridge"], f.name) for f in dataclasses.fields(STFlow)})
+    step = jax.jit(chex.assert_max_traces(flow.loss, n=1))  # raises at a second trace
+    params = model_of(FLOWS["ridge"]).params
     slides = [*training_slides(), make_slide(random_points(85), seed=3)]
     for fold in range(3):
         training = [s for i, s in enumerate(slides) if i != fold]
-        fitted = task.fit(training, GENES).fitted
-        batch = collate([task.prepare(slides[fold], fitted, GENES)], K, task.tile)
+        fitted = flow.training_set(training, GENES).fitted
+        batch = collate([flow.prepare(slides[fold], fitted, GENES)], K, flow.tile)
         assert len(batch.spot_mask) == 128
         jax.eval_shape(step, params, fitted.flow, batch, jax.random.key(fold))
-        draws = task.sample(params, fitted.flow, batch, jax.random.key(fold), draws=2)
+        draws = flow.sample(params, fitted.flow, batch, jax.random.key(fold), draws=2)
         assert np.isfinite(draws).all()
     assert traces == [(128, "loss"), (128, "sample")]

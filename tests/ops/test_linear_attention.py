@@ -9,7 +9,7 @@ import pytest
 
 from stfm_jax.ops.linear_attention import linear_attention
 from stfm_jax.ops.tiles import AXIS
-from stfm_jax.runtime.devices import SPLIT, make_mesh, split
+from stfm_jax.runtime.devices import SHARDED, make_mesh, shard
 
 N, H, D, C = 24, 3, 5, 4  # rows, heads, width of the weights and of the values
 GROUPS = 4  # the third has no rows, the last has masked rows alone
@@ -182,8 +182,10 @@ def on_devices(inputs, mask, group):
         return out, gradients
 
     mesh = make_mesh(DEVICES)
-    shared = jax.shard_map(on_device, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False)
-    out, gradients = jax.jit(shared)(*split(mesh, (inputs, mask, group)))
+    shared = jax.shard_map(
+        on_device, mesh=mesh, in_specs=SHARDED, out_specs=SHARDED, check_vma=False
+    )
+    out, gradients = jax.jit(shared)(*shard(mesh, (inputs, mask, group)))
     assert len(out.sharding.device_set) == DEVICES
     return np.asarray(out), [np.asarray(g) for g in gradients]
 

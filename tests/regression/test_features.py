@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.errors import InputError
 from stfm_jax.regression.features import (
     CLIP,
@@ -129,7 +129,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     transform = fit_transform(slides(), "slide", 5)
     whole = context_features(transform, features, coords, (9, 500))
     smooth = window_mean(features, coords, 9)
-    monkeypatch.setattr(rows, "BLOCK", 7)
+    monkeypatch.setattr(feature_store, "BLOCK", 7)
     context = context_features(transform, features, coords, (9, 500))
     np.testing.assert_allclose(context, whole, atol=1e-5)
     np.testing.assert_array_equal(window_mean(features, coords, 9), smooth)

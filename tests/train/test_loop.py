@@ -1,4 +1,4 @@
-"""The loop with a linear task: history, selection, and going on after every kind of end."""
+"""The loop with a linear model: history, selection, and going on after every kind of end."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ STEPS = 4  # of an epoch, with two slides
 @dataclasses.dataclass(frozen=True)
 class Linear:
     """expression = features W, with noise on the features."""
-
-    name = "linear"
 
     def init(self, key, arrays, num_features):
         return {"w": jax.random.normal(key, (num_features, 2))}

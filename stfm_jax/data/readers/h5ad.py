@@ -1,8 +1,7 @@
 """Slides from AnnData files, whoever wrote them, and slides into such files.
 
-`slide_from_anndata` is shared with the HEST reader; `h5ad_elements.py` knows the elements one by
-one. Counts read block by block are in `h5ad_counts.py`; writing predictions lives in
-`stfm_jax.eval.predict`.
+How an AnnData object becomes a slide is in `h5ad_slide.py`, counts read block by block are in
+`h5ad_counts.py`; writing predictions lives in `stfm_jax.predict`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import anndata
 import h5py
@@ -21,9 +19,10 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.readers import h5ad_elements as elements
+from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
@@ -68,7 +67,7 @@ def read_to_predict(
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
 ) -> Slide:
-    """As `read`, but counts are not looked at, and an embedding stays in the file.
+    """Reads a slide as `read`, but counts are not looked at, and an embedding stays in the file.
 
     Raises:
       FileNotFoundError, InputError: as `read`.
@@ -94,7 +93,7 @@ def read_children(
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
 ) -> Slide:
-    """As `read`, of the finer spots of another file; they may have no counts.
+    """Reads the finer spots of another file, as `read`; they may have no counts.
 
     Raises:
       FileNotFoundError, InputError: as `read`.
@@ -123,7 +122,7 @@ def read_stack(path: str | Path, **options) -> list[Slide]:
     Raises:
       FileNotFoundError, InputError: as `read`.
     """
-    return _split(load(path), path, None, options)
+    return _sections(load(path), path, None, options)
 
 
 def read_stack_to_predict(
@@ -134,7 +133,7 @@ def read_stack_to_predict(
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
 ) -> list[Slide]:
-    """As `read_stack`, but sections need no counts, and an embedding stays in the file.
+    """Reads sections as `read_stack`, but they need no counts, and an embedding stays in the file.
 
     Counts are those of the measured sections: `obs['measured']` says which these are, the same for
     all spots of a section; where it is absent, those with a count above zero. The others have
@@ -151,11 +150,11 @@ def read_stack_to_predict(
         "um_per_px": um_per_px,
         "expression": "if measured",
     }
-    return _split(adata, path, features, options)
+    return _sections(adata, path, features, options)
 
 
 def read_folder_to_predict(folder: str | Path, **options) -> list[Slide]:
-    """As `read_stack_to_predict`, of a folder of .h5ad files that hold one section each.
+    """Reads a folder of .h5ad files that hold one section each, as `read_stack_to_predict`.
 
     Args:
       options: as of `read_stack_to_predict`.
@@ -190,8 +189,11 @@ def read_folder_to_predict(folder: str | Path, **options) -> list[Slide]:
     return _by_height(slides)
 
 
-def _split(
-    adata: anndata.AnnData, path: str | Path, features: rows.StoredRows | None, options: dict
+def _sections(
+    adata: anndata.AnnData,
+    path: str | Path,
+    features: feature_store.StoredFeatures | None,
+    options: dict,
 ) -> list[Slide]:
     """The slides of a file, one for each value of `obs['section']`, in order of height."""
     labels = adata.obs["section"].astype(str).to_numpy() if "section" in adata.obs else None
@@ -216,7 +218,7 @@ def _by_height(slides: list[Slide]) -> list[Slide]:
 
 def _without_features(
     path: str | Path, features_key: str, counts_layer: str | None = None
-) -> tuple[anndata.AnnData, rows.StoredRows | None]:
+) -> tuple[anndata.AnnData, feature_store.StoredFeatures | None]:
     """What a file holds, without its features where these can stay there."""
     with reading(path), h5py.File(path) as file:
         adata = _annotations(file, features_key)
@@ -224,7 +226,7 @@ def _without_features(
         if adata is not None and counts_layer is not None:
             adata = _with_counts(adata, file, counts_layer)
         if adata is not None and isinstance(file["obsm"].get(features_key), h5py.Dataset):
-            features = rows.stored_rows(file["obsm"][features_key], str(path))
+            features = feature_store.stored_features(file["obsm"][features_key], str(path))
     return (load(path) if adata is None else adata), features
 
 
@@ -263,7 +265,7 @@ def _sparse(element: h5py.Dataset | h5py.Group) -> sp.csr_matrix | None:
         matrix = read_elem(element)
         return None if matrix is None else sp.csr_matrix(matrix)
     size = max(1, _DENSE_AT_ONCE // max(1, element.shape[1]))
-    spans = rows.spans(element.shape[0], size)
+    spans = feature_store.spans(element.shape[0], size)
     return sp.vstack([sp.csr_matrix(element[i[0] : i[-1] + 1]) for i in spans], format="csr")
 
 
@@ -306,83 +308,6 @@ def reading(path: str | Path, how_to_get: str = _GET) -> Iterator[None]:
             f"{path}: expected an AnnData file, found {path.stat().st_size} bytes that cannot be "
             f"read as one ({reason}); get the file again, or write it with anndata."
         ) from error
-
-
-def slide_from_anndata(
-    adata: anndata.AnnData,
-    *,
-    name: str,
-    source: str = "",
-    features_key: str = "features",
-    counts_layer: str = "counts",
-    spatial_unit: str | None = None,
-    um_per_px: float | None = None,
-    expression: Literal["required", "if measured", "ignored"] = "required",
-    tissue_mask: bool = True,
-    features: rows.StoredRows | None = None,
-) -> Slide:
-    """The slide that an AnnData object holds.
-
-    Read: `obsm['spatial']` [n, 2]; `obsm[features_key]` [n, f] and `uns['encoder']`; counts;
-    `obs['in_tissue']`, `obs['patient']`, `obs['section']`, `obs['parent']`; `z_um` in `obs` or
-    `uns` (a number, or one for each section's name); `obsm['spatial3d']` [n, 3], places in the
-    frame of the section's stack and its height, micrometres.
-
-    Args:
-      features_key: key of the embedding in `obsm`. The default may be absent (features None).
-      counts_layer: layer with raw counts; where the default is absent, `X` is taken.
-      spatial_unit: `um` or `pixel`, over `uns['spatial_unit']`.
-      um_per_px: micrometres per pixel where the unit is pixels, over `uns['um_per_px']`.
-      expression: whether counts must be there, are read where the section was measured (see
-        `read_stack_to_predict`), or are not looked at, and `X` may be anything.
-      tissue_mask: drop the spots that `obs['in_tissue']` puts outside the tissue.
-      features: of the spots of adata, instead of what is in its `obsm`.
-
-    Raises:
-      InputError: something needed is absent or wrong; the message says where and what to do.
-    """
-    where = f"slide {name!r}" + (f" ({source})" if source else "")
-    if adata.n_obs == 0:
-        raise InputError(f"{where}: has no spots; write the file again, or leave it out.")
-    if "spatial" not in adata.obsm:
-        raise InputError(
-            f"{where}: expected spot coordinates in obsm['spatial'], found obsm keys "
-            f"{elements.listed(adata.obsm)}; store [n, 2] coordinates there."
-        )
-    inside = elements.in_tissue(adata, where) if tissue_mask else None
-    if inside is not None:
-        adata = adata[inside].copy()
-        features = None if features is None else features.take(inside)
-    unit = elements.spatial_unit(spatial_unit, adata, where)
-    coords = elements.numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
-    scale = elements.um_per_px(um_per_px, adata, where) if unit == "pixel" else 1.0
-    features = elements.embedding(adata, features_key, where) if features is None else features
-    counts, genes = _EXPRESSION[expression](adata, counts_layer, where)
-    registered_um, z_um = elements.place(adata, where)
-    return Slide(
-        name=name,
-        barcodes=adata.obs_names.to_numpy().astype(str),
-        coords_um=coords * scale,
-        coords_in=coords,
-        spatial_unit=unit,
-        counts=counts,
-        genes=genes,
-        features=features,
-        encoder=elements.encoder(adata) if features is not None else None,
-        patient=elements.constant(adata, "patient", where) or "",
-        section=elements.constant(adata, "section", where) or "",
-        z_um=z_um,
-        registered_um=registered_um,
-        parent=adata.obs["parent"].astype(str).to_numpy() if "parent" in adata.obs else None,
-        source=source,
-    )
-
-
-_EXPRESSION = {
-    "required": elements.raw_counts,
-    "if measured": elements.counts_if_measured,
-    "ignored": lambda *_: (None, None),
-}
 
 
 def write(slide: Slide, path: str | Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
-from stfm_jax.data import rows
+from stfm_jax.data import feature_store
 from stfm_jax.data.expression import normalize
 from stfm_jax.data.panel import gene_names
 from stfm_jax.data.readers.h5ad import reading
@@ -51,7 +51,7 @@ def read_expression(
         chosen = sp.csr_matrix(names[:, None] == np.asarray(genes)[None], dtype=np.float32)
         out = np.empty((len(spots), len(genes)), np.float32)
         stored, size = _row_store(matrix)
-        for span in rows.spans(len(spots), size):
+        for span in feature_store.spans(len(spots), size):
             first, last = spots[span[0]], spots[span[-1]]
             counts = sp.csr_matrix(stored[first : last + 1], dtype=np.float32)[spots[span] - first]
             if not is_count(counts.data).all():
@@ -66,5 +66,7 @@ def _row_store(element: h5py.Dataset | h5py.Group) -> tuple[Any, int]:
     if isinstance(element, h5py.Dataset):
         return element, max(1, DENSE_AT_ONCE // element.shape[1])
     if element.attrs.get("encoding-type") == "csr_matrix":
-        return sparse_dataset(element), rows.BLOCK
-    return sp.csr_matrix(read_elem(element)), rows.BLOCK  # by columns: has no rows to be read
+        return sparse_dataset(element), feature_store.BLOCK
+    return sp.csr_matrix(
+        read_elem(element)
+    ), feature_store.BLOCK  # by columns: has no rows to be read

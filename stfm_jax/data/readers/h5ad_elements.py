@@ -1,7 +1,7 @@
 """What each element of an AnnData object says about a slide, checked.
 
-Which elements make a slide, and files, are the matter of `h5ad.py`. In every function `where` is
-how messages name the slide.
+Which elements make a slide is the matter of `h5ad_slide.py`, files are that of `h5ad.py`. In every
+function `where` is how messages name the slide.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def raw_counts(adata: anndata.AnnData, layer: str, where: str) -> tuple[sp.csr_m
 def counts_if_measured(
     adata: anndata.AnnData, layer: str, where: str
 ) -> tuple[sp.csr_matrix, np.ndarray] | tuple[None, None]:
-    """As `raw_counts`; (None, None) for a section whose expression was not measured.
+    """Counts and genes as `raw_counts`; both None where a section's expression was not measured.
 
     `obs['measured']` says so; where that is absent, there are no counts, or all are zero.
     """

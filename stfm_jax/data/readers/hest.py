@@ -29,6 +29,7 @@ from stfm_jax.data import embeddings as embedding_files
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_file
 from stfm_jax.data.image import H5Patches
 from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -58,7 +59,7 @@ def how_to_get(task: str) -> str:
     )
 
 
-def splits(root: str | Path, task: str) -> list[tuple[list[str], list[str]]]:
+def published_folds(root: str | Path, task: str) -> list[tuple[list[str], list[str]]]:
     """The task's folds, each as (training sample ids, test sample ids), in order of their numbers.
 
     Raises:
@@ -88,8 +89,10 @@ def splits(root: str | Path, task: str) -> list[tuple[list[str], list[str]]]:
 
 
 def samples(root: str | Path, task: str) -> list[str]:
-    """Ids of all samples of the task's folds, sorted. Raises as `splits`."""
-    return sorted({sample for fold in splits(root, task) for part in fold for sample in part})
+    """Ids of all samples of the task's folds, sorted. Raises as `published_folds`."""
+    return sorted(
+        {sample for fold in published_folds(root, task) for part in fold for sample in part}
+    )
 
 
 def genes(root: str | Path, task: str, file_name: str = "var_50genes.json") -> list[str]:
@@ -148,7 +151,7 @@ def read(
     if um_per_px is None and "um_per_px" not in adata.uns:
         um_per_px = _scale_from_pitch(adata, f"sample {sample_id} ({expression_path})")
     # HEST's in_tissue is a left-over of Space Ranger; the patches say what is under tissue.
-    slide = h5ad.slide_from_anndata(
+    slide = slide_from_anndata(
         adata,
         name=sample_id,
         source=str(expression_path),

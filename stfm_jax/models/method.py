@@ -1,0 +1,148 @@
+"""What the runner, scoring, storage and prediction know of a method.
+
+A method answers two questions, closed-form and trained alike:
+
+    fit(cases, genes, run) -> state
+    predict(state, case, request) -> a prediction of the case
+
+Its state is a NamedTuple of arrays, which `stfm_jax.store` writes and reads by its type. A method
+that only reads another's state in its own way names it by `state_of` and fits nothing. Which
+methods there are is `models.table`; what a case and a prediction are, its problem says: a
+`Section` and a `Prediction` (problems.expression), or a `data.coarsen.Pair` and an iterator of
+`models.parts.Split` (problems.split).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+from stfm_jax.settings import Settings
+from stfm_jax.train.stages import Run
+
+EXPRESSION, SPLIT = "expression", "split"  # the problems
+EMBEDDING, STACK, PAIRS = "embedding", "stack", "pairs"  # what a method may need
+
+Blocks = Iterable[tuple[Any, np.ndarray]]  # rows of a matrix and their values, in any order
+
+
+class Genes(NamedTuple):
+    """Names of the genes of a fold."""
+
+    scored: tuple[str, ...]
+    targets: tuple[str, ...]  # what is trained on: the scored ones first
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A slide, and the other slides whose expression may be looked at.
+
+    For the methods that know of stacks: of `others` those of the slide's own stack are looked at,
+    and of these the ones with counts are measured.
+    """
+
+    slide: Slide
+    others: Sequence[Slide] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How a case is to be predicted."""
+
+    genes: Genes
+    seed: int
+    draws: int  # joint draws, of a method that draws
+    mean_draws: int  # prior draws that a mean without closed form is averaged over
+    mesh: Mesh  # devices that share a case
+
+
+class Prediction(NamedTuple):
+    """Expression of the n spots of a slide; the columns begin with the genes that are scored."""
+
+    mean: Blocks  # of [n, g]
+    draws: Iterator[Blocks] | None = None  # each of [n, g], made when it is asked for
+
+
+class NotApplicable(Exception):
+    """A case lacks what a method stands on; says what. The row is left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method with its settings; hashable."""
+
+    settings: Settings
+
+    name: ClassVar[str]
+    problem: ClassVar[str] = EXPRESSION
+    needs: ClassVar[frozenset[str]] = frozenset({EMBEDDING})
+    stands_on: ClassVar[tuple[str, ...]] = ()  # methods that are fitted before this one
+    state_of: ClassVar[str | None] = None  # the method whose state is this one's
+    draws_as: ClassVar[str | None] = None  # name of the row of its single draws, where it draws
+    compared_with: ClassVar[tuple[str, ...]] = ()  # rows that the report sets it against
+    Settings: ClassVar[type[Settings]]
+    State: ClassVar[type]  # a NamedTuple
+
+    def check(self, slides: Sequence[Slide], devices: int) -> None:
+        """Raises InputError where slides are too small, or devices too many, for the method."""
+
+    def check_input(self, slide: Slide) -> None:
+        """Raises InputError where a slide is too small to be predicted."""
+
+    def trained_on(self, state: Any, slide: Slide) -> bool:
+        """Whether a slide is known to be one that the state was fitted to."""
+        return False
+
+    def fit(self, cases: Sequence[Any], genes: Any, run: Run) -> Any:
+        """State fitted to training cases; the genes are as the problem gives them."""
+        raise NotImplementedError
+
+    def predict(self, state: Any, case: Any, request: Request) -> Any:
+        """Prediction of a case whose own truth is not looked at.
+
+        Raises:
+          NotApplicable: the case lacks what the method needs.
+        """
+        raise NotImplementedError
+
+    def hyperparameters(self, state: Any) -> dict[str, Any]:
+        """What was chosen, for fold.json; empty where nothing was."""
+        return {}
+
+    def bytes_needed(self, state: Any, num_spots: int, request: Request) -> int:
+        """Memory of the host that `predict` takes at its peak, beyond the features."""
+        return 0
+
+
+def whole(values: np.ndarray) -> Blocks:
+    """A matrix in memory as one block."""
+    return ((slice(None), values),)
+
+
+def gathered(blocks: Blocks, num_rows: int) -> np.ndarray:
+    """The matrix [num_rows, g] that blocks make."""
+    out = None
+    for rows, values in blocks:
+        if out is None:
+            out = np.empty((num_rows, values.shape[1]), values.dtype)
+        out[rows] = values
+    return out
+
+
+def encoder_of(slides: Sequence[Slide]) -> str:
+    """The one encoder that made all slides' features, "" where no file says.
+
+    Raises:
+      InputError: slides of different encoders.
+    """
+    names = {slide.encoder or "": slide for slide in slides}
+    if len(names) > 1:
+        found = ", ".join(f"{name or 'unnamed'} in {s.name}" for name, s in names.items())
+        raise InputError(f"features must come from one encoder, found {found}; embed all alike.")
+    return next(iter(names), "")

@@ -1,0 +1,200 @@
+"""STFlow as a method: trained on slides, it predicts the joint expression of another's spots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from stfm_jax.data.batching import spacing_units
+from stfm_jax.data.regions import Regions
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+from stfm_jax.models import sharded
+from stfm_jax.models.method import Blocks, Genes, Method, Prediction, Request, Section, whole
+from stfm_jax.models.stflow import memory, whole_slide
+from stfm_jax.models.stflow.flow import Fitted, STFlow, TrainingSet
+from stfm_jax.models.stflow.settings import STFlowSettings
+from stfm_jax.ops import metrics
+from stfm_jax.runtime.devices import fetch, replicate
+from stfm_jax.train.stages import Outcome, Run, Stage, hold_out, select_and_refit
+
+
+class State(NamedTuple):
+    """A trained STFlow."""
+
+    fitted: Fitted
+    params: dict
+    residuals: np.ndarray  # [n, targets] of the anchor on the training spots, out of fold
+    epochs: int  # it was trained for
+
+
+class STFlowMethod(Method):
+    """Trains and applies `flow.STFlow`."""
+
+    name = "stflow"
+    draws_as = "stflow_draw"
+    compared_with = ("anchor", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
+    Settings = STFlowSettings
+    State = State
+
+    def check(self, slides: Sequence[Slide], devices: int) -> None:
+        if devices > 1 and self.settings.attention == "segments":
+            raise InputError(
+                f"config.model.attention=segments works on one device, found {devices}; set "
+                "--config.devices=1, or --config.model.attention=tiled."
+            )
+        check_sizes(slides, self.settings.neighbors)
+
+    def check_input(self, slide: Slide) -> None:
+        if slide.num_spots <= self.settings.neighbors:
+            raise InputError(
+                f"{slide.where}: has {slide.num_spots} spots; the model needs more than "
+                f"{self.settings.neighbors}, its number of neighbours."
+            )
+
+    def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
+        *_, last = self.outcomes([case.slide for case in cases], genes, run).values()
+        residuals = last.fitted.residuals
+        return State(last.fitted.fitted, fetch(last.trained.params), residuals, last.epochs)
+
+    def outcomes(self, slides: Sequence[Slide], genes: Genes, run: Run) -> dict[str, Outcome]:
+        """What was fitted and trained in each stage; HoloTea stands on each."""
+        flow = self.settings.flow(len(genes.targets))
+
+        def make() -> dict[str, Outcome]:
+            return select_and_refit(
+                run,
+                run.settings.epochs,
+                lambda: self._selection(flow, slides, genes, run),
+                lambda: self._refit(flow, slides, genes, run),
+            )
+
+        return run.once(make, slides, "stflow", flow, genes.targets)
+
+    def _selection(
+        self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
+    ) -> tuple[TrainingSet, Stage]:
+        """What is fitted to all slides but the one held out, by whose Pearson epochs are chosen."""
+        part, held = held_out(slides, run)
+        training = flow.training_set(part, genes.targets, run.once)
+        score = self._score(flow, training, held, genes, run)
+        return training, stage_of(flow, training, run, score)
+
+    def _refit(
+        self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
+    ) -> tuple[TrainingSet, Stage]:
+        """What is fitted to all slides."""
+        training = flow.training_set(slides, genes.targets, run.once)
+        return training, stage_of(flow, training, run)
+
+    def _score(
+        self, flow: STFlow, training: TrainingSet, held: Slide, genes: Genes, run: Run
+    ) -> Callable[[Any], float]:
+        """Parameters -> mean gene-wise Pearson of the mean on the held-out slide."""
+        prepared = flow.prepare(held, training.fitted, genes.targets)
+        batch = sharded.batch_of(flow, run.mesh, prepared)
+        arrays = replicate(run.mesh, training.fitted.flow)
+        key = jax.random.key(run.seed)
+
+        def score(params) -> float:
+            mean = sharded.posterior_mean(flow, run.mesh, params, arrays, batch, key, 1)
+            return metrics.mean_over_genes(metrics.pearson(mean, prepared.expr))[0]
+
+        return score
+
+    def predict(self, state: State, case: Section, request: Request) -> Prediction:
+        """Mean and draws; in chunks on one device where `whole_slide.pays` says so."""
+        slide, flow = case.slide, self.settings.flow(len(request.genes.targets))
+        if request.mesh.size == 1 and whole_slide.pays(slide.num_spots):
+            return _in_chunks(flow, state, slide, request)
+        return in_one_call(flow, state, flow.prepare(slide, state.fitted), request)
+
+    def bytes_needed(self, state: State, num_spots: int, request: Request) -> int:
+        targets = len(request.genes.targets)
+        flow = self.settings.flow(targets)
+        return memory.bytes_needed(flow, state.fitted, targets, num_spots, request.draws)
+
+
+def check_sizes(slides: Sequence[Slide], neighbors: int) -> None:
+    """Raises InputError for a slide too small to draw regions from."""
+    for slide in slides:
+        if slide.num_spots <= 4 * neighbors:
+            raise InputError(
+                f"{slide.where}: has {slide.num_spots} spots, too few for regions of "
+                f"{4 * neighbors} with {neighbors} neighbours each; leave the slide out or lower "
+                "--config.model.neighbors."
+            )
+
+
+def held_out(slides: Sequence[Slide], run: Run) -> tuple[list[Slide], Slide]:
+    """Slides to train on and the one for validation, the same for all methods of a fold."""
+    return run.once(lambda: hold_out(slides, run.seed), slides, "held out", run.seed)
+
+
+def stage_of(
+    flow: Any, training: TrainingSet, run: Run, score: Callable[[Any], float] | None = None
+) -> Stage:
+    """The stage that trains a flow on a training set's regions."""
+    settings = run.settings
+    regions = Regions(
+        training.slides,
+        flow.neighbors,
+        flow.tile,
+        per_slide=settings.regions_per_slide,
+        whole_share=settings.whole_share,
+        per_step=settings.slides_per_step,
+        accumulate=settings.accumulate,
+    )
+    return Stage(flow, regions, training.fitted.flow, score)
+
+
+def in_one_call(flow: Any, state: Any, prepared, request: Request) -> Prediction:
+    """Mean and draws of a prepared slide, whose rows the devices share."""
+    mesh, key = request.mesh, jax.random.key(request.seed)
+    params, arrays = replicate(mesh, (state.params, state.fitted.flow))
+    batch = sharded.batch_of(flow, mesh, prepared)
+    arguments = (flow, mesh, params, arrays, batch, key)
+    mean = sharded.posterior_mean(*arguments, request.mean_draws)
+
+    def draws() -> Iterator[Blocks]:
+        yield from map(whole, sharded.sample(*arguments, request.draws))
+
+    return Prediction(whole(mean), draws())
+
+
+def _in_chunks(flow: STFlow, state: State, slide: Slide, request: Request) -> Prediction:
+    """Mean and draws of a large slide; neither all features nor all draws are held."""
+    rows = whole_slide.Rows(
+        name=slide.name,
+        coords=spacing_units(slide.coords_um),
+        place=np.arange(slide.num_spots, dtype=np.int32),
+        blocks=flow.prepare_blocks(slide, state.fitted),
+    )
+    key, arrays = jax.random.key(request.seed), jax.device_put(state.fitted.flow)
+    encoded = whole_slide.encode(flow, state.params, arrays, rows)
+    per_evaluation = len(encoded.place) * flow.network.num_blocks
+    arguments = (flow, state.params, arrays, encoded, key)
+
+    def bar(what: str, evaluations: int) -> tqdm:
+        return tqdm(
+            desc=f"{rows.name}: {what}, {evaluations} network evaluations",
+            total=evaluations * per_evaluation,
+            unit="spot-layer",
+            unit_scale=True,
+            dynamic_ncols=True,
+        )
+
+    def draws() -> Iterator[Blocks]:
+        count = request.draws
+        with bar(f"{count} draws", count * flow.evaluations) as progress:
+            yield from map(whole, whole_slide.sample(*arguments, count, progress.update))
+
+    if flow.mean_is_closed:
+        return Prediction(whole(whole_slide.posterior_mean(*arguments, 1)), draws())
+    with bar("mean", request.mean_draws) as progress:
+        mean = whole_slide.posterior_mean(*arguments, request.mean_draws, progress.update)
+    return Prediction(whole(mean), draws())

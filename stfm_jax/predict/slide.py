@@ -1,0 +1,249 @@
+"""Predicts a slide from a trained model into an AnnData file, with a picture beside it.
+
+Of a large slide features are read and draws written some spots at a time; see `predict.budget` for
+what is held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+import stfm_jax
+from stfm_jax.data import embeddings
+from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.readers import h5ad, h5ad_counts
+from stfm_jax.data.slide import Slide
+from stfm_jax.encoders.embed import Encoder, embed
+from stfm_jax.errors import InputError
+from stfm_jax.models.method import Request, Section, gathered
+from stfm_jax.ops import metrics
+from stfm_jax.plots import slides as plots
+from stfm_jax.predict import budget
+from stfm_jax.predict.draw_store import DrawStore
+from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.runtime.files import atomic_path
+from stfm_jax.store import Model, check_features
+
+_LOG = logging.getLogger("stfm_jax")
+QUANTILES = {"q10": 0.1, "q90": 0.9}
+MIN_DRAWS = 2
+NUMBERS_AT_ONCE = 1 << 24  # of draws whose spread is computed together
+SHOWN = 50_000  # spots of a map
+
+
+def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
+    """The slide to predict, with features of the encoder the model was trained on.
+
+    Raises:
+      InputError: no input, features of another encoder or width, or neither features nor image.
+    """
+    options = config.predict
+    check_options(options)
+    slide = h5ad.read_to_predict(
+        options.input,
+        features_key="features" if options.embeddings else options.features_key,
+        spatial_unit=options.spatial_unit or None,
+        um_per_px=options.um_per_px,
+    )
+    if options.embeddings:
+        slide = embeddings.align(slide, embeddings.open_stored(options.embeddings))
+    folder = Path(options.output).parent
+    budget.check(model, slide, request_of(model, config), folder, embeds=bool(options.image))
+    if options.image:
+        slide = embedded_image(slide, config, encoder)
+    if slide.features is None:
+        raise InputError(
+            f"{slide.where}: has no features in obsm[{options.features_key!r}]; add the embedding "
+            f"of {model.encoder or 'the encoder the model was trained on'}, give a file of them by "
+            "--config.predict.embeddings, or the H&E image by --config.predict.image."
+        )
+    check_features(model, slide)
+    if not slide.encoder:
+        _LOG.warning(
+            "%s: does not say which encoder made its features (uns['encoder']); taking them to be "
+            "of %s",
+            slide.where,
+            model.encoder or "the model's encoder",
+        )
+    model.method.check_input(slide)
+    return slide
+
+
+def request_of(model: Model, config: Any, index: int = 0) -> Request:
+    """How a config asks a model to predict; index: of a section among those of its stack."""
+    draws = config.predict.draws, config.sample.mean_draws
+    return Request(model.genes, config.seed + index, *draws, make_mesh(config.devices))
+
+
+def check_options(options: Any) -> None:
+    """Raises InputError for a `predict` section of a config that cannot be done."""
+    if not options.input or not options.output:
+        raise InputError(
+            "--mode=predict needs --config.predict.input=IN.h5ad and "
+            "--config.predict.output=OUT.h5ad."
+        )
+    output = Path(options.output)
+    if output.suffix != ".h5ad" or output.resolve() == Path(options.input).resolve():
+        raise InputError(
+            f"--config.predict.output must name a new .h5ad file, found {options.output!r} (the "
+            f"input is {options.input!r})."
+        )
+    if options.image and options.embeddings:
+        raise InputError(
+            "features come from --config.predict.image or from --config.predict.embeddings, found "
+            "both; give one."
+        )
+    if options.draws < MIN_DRAWS:
+        raise InputError(
+            f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
+            f"{options.draws}."
+        )
+
+
+def embedded_image(slide: Slide, config: Any, encoder: Encoder | None) -> Slide:
+    """The slide with features of `predict.image`."""
+    if encoder is None:
+        raise InputError(
+            f"--config.predict.image: the model uses features of {config.encoder.name!r}, which "
+            "is not built in; embed the slide with it and store them in obsm['features']."
+        )
+    if slide.spatial_unit != "pixel":
+        raise InputError(
+            f"{slide.where}: coordinates must be pixels of the image to be embedded from it, found "
+            "micrometres; store pixels in obsm['spatial'] and uns['um_per_px']."
+        )
+    um_per_px = float(
+        np.linalg.norm(np.ptp(slide.coords_um, axis=0))
+        / np.linalg.norm(np.ptp(slide.coords_in, axis=0))
+    )
+    patches = ImagePatches(config.predict.image, slide.coords_in, um_per_px)
+    slide = dataclasses.replace(slide, patches=patches)
+    return dataclasses.replace(slide, features=embed(slide, encoder), encoder=encoder.name)
+
+
+def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
+    """Predicts a slide into `config.predict.output`, and a map beside it (same name, .png).
+
+    The file holds the mean in `X` [n, g]; std, q10 and q90 over draws, if any, in `layers`;
+    `obsm['spatial']` as it came in and `['spatial_um']`; normalisation and provenance in `uns`.
+    The slide's expression is not looked at. Where the input file holds counts, the map shows them
+    beside the prediction, and the log says the Pearson correlation; nothing was fitted to them.
+
+    Args:
+      model: trained.
+      slide: of `read_input`.
+      config: for seed, number of draws, output and provenance.
+      checkpoint: where the model lies, for provenance.
+    """
+    output, genes = Path(config.predict.output), [str(gene) for gene in model.genes.scored]
+    n, g = slide.num_spots, len(genes)
+    with atomic_path(output) as temporary, DrawStore(output.parent, n, g) as store:
+        predicted = model.method.predict(model.state, Section(slide), request_of(model, config))
+        for draw in predicted.draws or ():
+            store.append(gathered(draw, n)[:, :g])
+        mean = gathered(predicted.mean, n)[:, :g]
+        draws = predicted.draws is not None
+        _annotations(model, slide, config, checkpoint, draws).write_h5ad(temporary)
+        _write_matrices(temporary, mean, store if draws else None, config.predict.draws)
+    _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
+    measured = _measured(config.predict.input, slide, genes, config.data.normalization)
+    scores = None if measured is None else metrics.pearson(mean, measured)
+    if scores is not None:
+        _LOG.info(
+            "the input holds counts too: gene-wise Pearson %.3f", metrics.mean_over_genes(scores)[0]
+        )
+    title = f"{slide.name}: predicted by {model.method.name}"
+    _draw_maps(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
+
+
+def _annotations(
+    model: Model, slide: Slide, config: Any, checkpoint: Path, draws: bool
+) -> anndata.AnnData:
+    """Everything of the output but its matrices."""
+    adata = anndata.AnnData(
+        obs=pd.DataFrame(index=pd.Index(slide.barcodes.astype(str))),
+        var=pd.DataFrame(index=pd.Index([str(gene) for gene in model.genes.scored])),
+        obsm={"spatial": slide.coords_in, "spatial_um": slide.coords_um},
+    )
+    adata.uns["normalization"] = config.data.normalization
+    adata.uns["spatial_unit"] = slide.spatial_unit
+    adata.uns["encoder"] = model.encoder
+    adata.uns |= provenance(model, config, checkpoint, draws)
+    return adata
+
+
+def provenance(model: Model, config: Any, checkpoint: Path, draws: bool = True) -> dict[str, Any]:
+    """What `uns` says of how a prediction was made."""
+    about = {
+        "version": stfm_jax.__version__,
+        "method": model.method.name,
+        "checkpoint": str(checkpoint),
+        "config": config.to_json_best_effort(),
+        "X": "posterior mean: x_1_hat at t = 0" if draws else "prediction",
+    }
+    if draws:
+        about |= {
+            "draws": config.predict.draws,
+            "evaluations_per_draw": config.sample.evaluations,
+            "layers": "std, q10 and q90 over joint draws",
+        }
+    return {"stfm": about}
+
+
+def _write_matrices(path: Path, mean: np.ndarray, store: DrawStore | None, draws: int) -> None:
+    """Adds `X` and, of draws, the layers to an AnnData file, some spots at a time."""
+    n, g = mean.shape
+    at_once = max(1, NUMBERS_AT_ONCE // (draws * g))
+    with h5py.File(path, "r+") as file:
+        x = _matrix(file, "X", mean.shape)
+        if store is None:
+            x[:] = mean
+            return
+        layers = {name: _matrix(file["layers"], name, mean.shape) for name in ("std", *QUANTILES)}
+        for first in range(0, n, at_once):
+            last = min(first + at_once, n)
+            sampled = store.read(first, last)
+            x[first:last] = mean[first:last]
+            layers["std"][first:last] = sampled.std(axis=0, ddof=1)
+            for name, p in QUANTILES.items():
+                layers[name][first:last] = metrics.quantiles(sampled, p)
+
+
+def _matrix(group: h5py.Group, name: str, shape: tuple[int, int]) -> h5py.Dataset:
+    """A matrix to be filled, marked as AnnData's on-disk format asks."""
+    matrix = group.create_dataset(name, shape, np.float32)
+    matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return matrix
+
+
+def _measured(path: str, slide: Slide, genes: list[str], normalization: str) -> np.ndarray | None:
+    """Expression in the input file, where it has counts of every gene."""
+    try:
+        return h5ad_counts.read_expression(path, slide.barcodes, genes, normalization)
+    except InputError:
+        return None
+
+
+def _draw_maps(path: Path, slide: Slide, measured, mean, genes, scores, title: str) -> None:
+    """Maps of the most variable genes; of a slide of over SHOWN spots some are drawn."""
+    n, shown = slide.num_spots, slice(None)
+    if n > SHOWN:
+        shown = np.sort(np.random.default_rng(0).choice(n, SHOWN, replace=False))
+        title += f"\n{SHOWN:,} of {n:,} spots"
+    figure = plots.spatial_maps(
+        slide.coords_um[shown],
+        None if measured is None else measured[shown],
+        mean[shown],
+        genes,
+        scores=scores,
+        title=title,
+    )
+    plots.save(figure, path)

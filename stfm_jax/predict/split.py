@@ -1,0 +1,283 @@
+"""Splits the counts of a low-resolution AnnData file over finer spots, into a new file.
+
+Parents are done some at a time and written where they belong: of a large sample the input's counts
+and both resolutions' places are held, nothing else grows with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from tqdm import tqdm
+
+import stfm_jax
+from stfm_jax.data import coarsen
+from stfm_jax.data.coarsen import Pair
+from stfm_jax.data.expression import gene_counts
+from stfm_jax.data.readers import h5ad
+from stfm_jax.errors import InputError
+from stfm_jax.models.method import Genes, NotApplicable, Request
+from stfm_jax.models.parts import Split
+from stfm_jax.ops import metrics, simplex
+from stfm_jax.plots import slides as plots
+from stfm_jax.plots import split as split_plots
+from stfm_jax.predict.slide import check_options, embedded_image
+from stfm_jax.runtime import distributed
+from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.runtime.files import atomic_path
+from stfm_jax.store import Model, check_features
+
+_LOG = logging.getLogger("stfm_jax")
+GENES_SHOWN = 3
+SHOWN = 20_000  # parents of a map, at most
+GENES_COMPARED = 256  # at a time
+ROWS = 65_536  # of which indices are written at a time
+
+
+def run(config: Any, model: Model, checkpoint: Path, encoder: Any = None) -> None:
+    """Reads, splits, writes `config.predict.output`, and a map beside it (same name, .png).
+
+    The file holds the mean in `X` [n, g], which adds up to the parents' counts; draws in
+    `layers['draw_0']`, ...; both sparse, with entries where parents have counts; `obs['parent']`;
+    `obsm['spatial']` as the input's; provenance in `uns`.
+
+    Raises:
+      InputError: options, files, or what they hold; the disk is too small.
+    """
+    pair = read_input(config, model, encoder)
+    options, output = config.predict, Path(config.predict.output)
+    genes = np.flatnonzero(pair.low.counts.sum(axis=0).A1 > 0)
+    if not len(genes):
+        raise InputError(f"{pair.low.where}: every count is 0; there is nothing to split.")
+    layout, names = Layout.of(pair, genes), [str(gene) for gene in pair.low.genes[genes]]
+    draws = options.draws if model.method.draws_as else 0
+    _check_disk(output.parent, layout.size * 8 * (1 + draws))
+    mesh = make_mesh(config.devices)
+    request = Request(Genes(tuple(names), ()), config.seed, draws, 0, mesh)
+    parts = _predicted(model, pair, request)
+    if not distributed.is_main():
+        for _ in parts:  # its devices take part; the main process writes
+            pass
+        return
+    with atomic_path(output) as temporary:
+        _annotations(model, pair, names, config, checkpoint).write_h5ad(temporary)
+        _write(temporary, parts, layout, pair.low.name, config, draws)
+    _LOG.info(
+        "%s: %d parents, %d children, %d genes -> %s",
+        pair.low.where, pair.low.num_spots, pair.high.num_spots, len(genes), output,
+    )  # fmt: skip
+    _compare(pair, output, names)
+    _draw_maps(pair, output, names, model.method.name, draws)
+
+
+def _predicted(model: Model, pair: Pair, request: Request) -> Iterable[Split]:
+    try:
+        return model.method.predict(model.state, pair, request)
+    except NotApplicable as lack:
+        raise InputError(f"{model.method.name} cannot be used here: {lack}") from lack
+
+
+def read_input(config: Any, model: Model, encoder: Any) -> Pair:
+    """The parents to split and their children: of `predict.children`, or of the parents' lattice.
+
+    Raises:
+      InputError, FileNotFoundError: as `run`.
+    """
+    options = config.predict
+    check_options(options)
+    reading = {"spatial_unit": options.spatial_unit or None, "um_per_px": options.um_per_px}
+    low = h5ad.read(options.input, **reading)
+    if options.children:
+        high = h5ad.read_children(options.children, features_key=options.features_key, **reading)
+        pair = coarsen.with_children(low, high)
+    else:
+        pair = coarsen.subdivided(low, config.coarsen.group)
+    if not model.features:
+        return pair
+    high = pair.high
+    if options.image:
+        high = embedded_image(high, config, encoder)
+    if high.features is None:
+        raise InputError(
+            f"{high.where}: the model sees the children's images; give the slide's by "
+            "--config.predict.image, or embeddings in obsm['features'] of "
+            "--config.predict.children."
+        )
+    check_features(model, high)
+    return Pair(pair.low, high, pair.parent)
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    there = folder if folder.exists() else Path(".")
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: the output needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
+            "free; give fewer genes in the input, or fewer --config.predict.draws."
+        )
+
+
+def _annotations(
+    model: Model, pair: Pair, names: list[str], config: Any, checkpoint: Path
+) -> anndata.AnnData:
+    """Everything of the output but its matrices."""
+    high = pair.high
+    adata = anndata.AnnData(
+        obs=pd.DataFrame(
+            {"parent": pair.low.barcodes[pair.parent].astype(str)},
+            index=pd.Index(high.barcodes.astype(str)),
+        ),
+        var=pd.DataFrame(index=pd.Index(names)),
+        obsm={"spatial": high.coords_in, "spatial_um": high.coords_um},
+    )
+    adata.uns["spatial_unit"] = high.spatial_unit
+    adata.uns["stfm"] = {
+        "version": stfm_jax.__version__,
+        "method": model.method.name,
+        "checkpoint": str(checkpoint),
+        "config": config.to_json_best_effort(),
+        "X": "mean share of the parent's counts; children add up to their parent",
+    }
+    if model.method.draws_as:
+        adata.uns["stfm"] |= {
+            "draws": config.predict.draws,
+            "layers": f"draws, {config.predict.whole}; children add up to their parent",
+        }
+    return adata
+
+
+def _write(
+    path: Path, parts: Iterable[Split], layout: Layout, name: str, config: Any, draws: int
+) -> None:
+    """Adds `X` and the draws to an AnnData file, some pairs at a time."""
+    kind = config.predict.whole
+    drawn = np.float32 if kind == "real" else np.int32
+    types = {"X": np.float32}
+    types |= {f"layers/draw_{i}": drawn for i in range(draws)}
+    with h5py.File(path, "r+") as file:
+        offsets = {key: _allocated(file, key, layout, dtype) for key, dtype in types.items()}
+    mean, *layers = (
+        np.memmap(path, dtype, "r+", offsets[key], layout.size) for key, dtype in types.items()
+    )
+    rng = np.random.default_rng(config.seed)
+    with tqdm(
+        desc=name, total=layout.rank.nnz, unit="pair", unit_scale=True, dynamic_ncols=True
+    ) as bar:
+        for part in parts:
+            mask = part.children >= 0
+            at = layout.places(part)[mask]
+            mean[at] = simplex.split(part.counts, part.mean, mask)[mask]
+            whole = part.counts.astype(np.int64)
+            for layer, shares in zip(layers, part.draws, strict=True):
+                layer[at] = simplex.allocate(kind, rng, whole, shares, mask)[mask]
+            bar.update(len(part.counts))
+    for each in (mean, *layers):
+        each.flush()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a sparse matrix (CSR) of children by genes has its entries.
+
+    A child has one for every gene that its parent has counts of, in the order of genes.
+    """
+
+    rank: sp.csr_matrix  # [P, g] of a parent's gene among those it has counts of
+    indptr: np.ndarray  # [n + 1] of the children
+    parent: np.ndarray  # [n] rows
+
+    @classmethod
+    def of(cls, pair: Pair, genes: np.ndarray) -> Layout:
+        """Layout for a pair and columns [g] of its counts, ascending."""
+        counts = pair.low.counts[:, genes].tocsr()
+        counts.eliminate_zeros()
+        counts.sort_indices()
+        sizes = np.diff(counts.indptr)
+        rank = np.arange(counts.nnz) - np.repeat(counts.indptr[:-1], sizes)
+        indptr = np.concatenate([[0], np.cumsum(sizes[pair.parent], dtype=np.int64)])
+        structure = (rank.astype(np.int32), counts.indices, counts.indptr)
+        return cls(sp.csr_matrix(structure, shape=counts.shape), indptr, pair.parent)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.parent), self.rank.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return int(self.indptr[-1])
+
+    def places(self, part: Split) -> np.ndarray:
+        """Places [N, s] of the pairs' children among the entries; any, where there is no child."""
+        rank = np.asarray(self.rank[part.pairs.parent, part.pairs.gene]).ravel()
+        return self.indptr[part.children] + rank[:, None]
+
+    def indices(self, first: int, last: int) -> np.ndarray:
+        """Genes of the entries of the children from `first` to before `last`."""
+        return self.rank[self.parent[first:last]].indices
+
+
+def _allocated(file: h5py.File, name: str, layout: Layout, dtype) -> int:
+    """A sparse matrix as AnnData keeps it, with room for its values; where their bytes begin."""
+    group = file.create_group(name)
+    group.attrs.update(
+        {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": layout.shape}
+    )
+    group["indptr"] = layout.indptr
+    indices = group.create_dataset("indices", layout.size, np.int32)
+    for first in range(0, layout.shape[0], ROWS):
+        last = min(first + ROWS, layout.shape[0])
+        indices[layout.indptr[first] : layout.indptr[last]] = layout.indices(first, last)
+    values = group.create_dataset("data", layout.size, dtype)
+    values[0] = 0  # HDF5 gives a contiguous array its room at the first write
+    return values.id.get_offset()
+
+
+def _compare(pair: Pair, output: Path, names: list[str]) -> None:
+    """Says how good it is, where the file of the children holds counts too."""
+    if pair.high.counts is None:
+        return
+    mean, found = _matrix(output, "X").tocsc(), []
+    for first in range(0, len(names), GENES_COMPARED):
+        some = slice(first, first + GENES_COMPARED)
+        true = gene_counts(pair.high, names[some])
+        found.append(metrics.pearson(np.log1p(mean[:, some].toarray()), np.log1p(true)))
+    _LOG.info(
+        "the children's file holds counts too: gene-wise Pearson of log1p(counts) %.3f",
+        metrics.mean_over_genes(np.concatenate(found))[0],
+    )
+
+
+def _matrix(path: Path, name: str) -> sp.csr_matrix:
+    with h5py.File(path) as file:
+        return anndata.io.read_elem(file[name])
+
+
+def _draw_maps(pair: Pair, output: Path, names: list[str], method: str, draws: int) -> None:
+    """The genes that vary most: low resolution, mean, one draw; of a large sample its middle."""
+    spots = pair.middle(SHOWN)
+    part = pair.of_parents(spots)
+    children = np.flatnonzero(np.isin(pair.parent, spots))
+    low = gene_counts(part.low, names)
+    best = np.argsort(-np.log1p(low).var(axis=0), kind="stable")[:GENES_SHOWN]
+    columns = {"low resolution": low[:, best]}
+    for title, key in (("mean", "X"), ("one draw", "layers/draw_0"))[: 1 + bool(draws)]:
+        columns[title] = _matrix(output, key)[children][:, best].toarray()
+    figure = split_plots.maps(
+        part,
+        columns,
+        [names[g] for g in best],
+        [""] * len(best),
+        f"{pair.low.name}: split by {method}",
+    )
+    plots.save(figure, output.with_suffix(".png"))

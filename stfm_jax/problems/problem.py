@@ -1,0 +1,164 @@
+"""What a problem is: cases to fit methods to, a truth to score them by, and what a person is shown.
+
+There are two: `expression` (of a slide's spots, alone or in a stack) and `split` (a sample's counts
+over finer spots). The runner (`stfm_jax.experiment`) does folds and methods for both alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stfm_jax.data.datasets import Dataset, Fold
+from stfm_jax.data.slide import Slide
+from stfm_jax.encoders.embed import BUILT_IN, Encoder
+from stfm_jax.errors import InputError
+from stfm_jax.models.method import Method, encoder_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """The cases of a fold."""
+
+    names: Fold  # of the slides
+    train: list[Any]
+    test: list[Any]
+    genes: Any  # as `Method.fit` takes them
+    scored: tuple[str, ...]  # names of the genes that are scored
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for fold.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What a method makes of the test cases of a fold."""
+
+    means: list[np.ndarray]  # [n_i, g]
+    draws: list[np.ndarray] | None = None  # [draws, n_i, g]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem(ABC):
+    """A problem as a config describes it, and the methods that are asked for."""
+
+    config: Any
+    methods: tuple[Method, ...]
+
+    shown: ClassVar[tuple[str, ...]]  # metrics of the printed table
+    explained: ClassVar[str]  # what `pearson` is, for the printed table
+    unit: ClassVar[str] = ""  # of the printed comparisons
+    compares_folds: ClassVar[bool] = False  # whether comparisons are written for each fold too
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether features are needed at all."""
+        return True
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The built-in encoder, None where embeddings are given, or no image is seen."""
+        name = self.config.encoder.name
+        if name not in BUILT_IN or not self.sees_images:
+            return None
+        return Encoder(name, self.config.encoder.patch_um)
+
+    @abstractmethod
+    def read(self) -> Dataset:
+        """The data set, checked as far as can be without features; nothing is written.
+
+        Raises:
+          InputError, FileNotFoundError: the config, the files, or what they hold.
+        """
+
+    @abstractmethod
+    def cases(self, dataset: Dataset, fold: Fold) -> Cases:
+        """The cases of a fold.
+
+        Raises:
+          InputError: its genes cannot be chosen, or its test slides lack them.
+        """
+
+    @abstractmethod
+    def every_case(self, dataset: Dataset) -> Cases:
+        """All cases to train on, for the model that predicts; none to test."""
+
+    def placed(self, dataset: Dataset, workdir: Path) -> Dataset:
+        """The data set with what must be computed of all slides together; may write how it went."""
+        return dataset
+
+    @abstractmethod
+    def write_inputs(self, dataset: Dataset, workdir: Path, cache: Path) -> None:
+        """Input files for --mode=predict, where the data are simulated or make stacks."""
+
+    @abstractmethod
+    def truth(self, cases: Cases) -> Any:
+        """What the test cases of a fold are scored by."""
+
+    @abstractmethod
+    def truth_arrays(self, truth: Any) -> dict[str, np.ndarray]:
+        """The truth for truth.npz, cases one after the other; `coords_um` [n, 2] is among it."""
+
+    @abstractmethod
+    def num_spots(self, case: Any) -> int:
+        """Spots of a case that are predicted."""
+
+    @abstractmethod
+    def collected(self, predictions: Sequence[Any], cases: Cases) -> Predicted:
+        """Predictions of the test cases as arrays."""
+
+    @abstractmethod
+    def scores(
+        self, method: Method, predicted: Predicted, truth: Any, seed: int
+    ) -> dict[str, dict[str, float]]:
+        """Scores by row: of the method, and of its draws."""
+
+    @abstractmethod
+    def views(
+        self, dataset: Dataset, fold: dict, truth: dict, values: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Values [n, g] of a fold on the scales on which methods are compared, by their name.
+
+        Args:
+          dataset: of the experiment.
+          fold: its fold.json.
+          truth: its truth.npz.
+          values: measured or predicted, all test cases one after the other.
+        """
+
+    @abstractmethod
+    def measured(self, truth: dict) -> np.ndarray:
+        """What was measured, [n, g], of a fold's truth.npz."""
+
+    @abstractmethod
+    def picture(
+        self, workdir: Path, dataset: Dataset, fold: dict, truth: dict, rows: Mapping[str, dict]
+    ) -> None:
+        """Maps of a fold's first test case; rows: predictions.npz by method."""
+
+    def extras(self, workdir: Path, dataset: Dataset) -> dict[str, Any]:
+        """What else metrics.json holds."""
+        return {}
+
+    def remarks(self, extras: Mapping[str, Any]) -> list[str]:
+        """What is printed of the extras, lines."""
+        return []
+
+
+def check_features(slides: Sequence[Slide]) -> None:
+    """Raises InputError where slides lack features, or those of one kind."""
+    widths = {}
+    for slide in slides:
+        if slide.features is None:
+            raise InputError(
+                f"{slide.where}: has no features. Set --config.encoder.name to a built-in encoder, "
+                "or give the folder of precomputed embeddings by --config.encoder.dir."
+            )
+        widths.setdefault(slide.features.shape[1], slide)
+    if len(widths) > 1:
+        found = ", ".join(f"{width} in {s.name}" for width, s in widths.items())
+        raise InputError(f"features must be equally wide in all slides, found {found}.")
+    encoder_of(slides)

@@ -1,0 +1,81 @@
+"""Scores of predicted expression: every row on the same test spots of a fold.
+
+A row is a point prediction per test slide, with draws where the method is generative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from stfm_jax.ops import metrics
+from stfm_jax.ops.neighbors import knn_graph
+
+NUM_SINGLE_DRAWS = 8  # draws scored one by one; their mean score is the row's
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """The test slides of a fold."""
+
+    names: tuple[str, ...]
+    coords_um: list[np.ndarray]  # per slide [n_i, 2]
+    expr: list[np.ndarray]  # per slide [n_i, g]
+    # Per slide [n_i, g], what was measured around its spots on neighbouring sections; of stacks
+    around: list[np.ndarray] | None = None
+
+    @property
+    def pooled(self) -> np.ndarray:
+        return np.concatenate(self.expr)
+
+
+def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, float]:
+    """Accuracy and structure of a point prediction, per slide [n_i, g].
+
+    Per-gene scores are over all test spots together and averaged over genes, as HEST does. The
+    CRPS of a point is its absolute error. Moran's agreement is averaged over slides.
+    """
+    pred, true = np.concatenate(prediction), test.pooled
+    per_gene = {
+        "pearson": metrics.pearson(pred, true),
+        "spearman": metrics.spearman(pred, true),
+        "mse": metrics.mse(pred, true),
+        "mae": metrics.mae(pred, true),
+        "pearson_spot": metrics.pearson_spot(pred, true),
+    }
+    scores = {name: metrics.mean_over_genes(values)[0] for name, values in per_gene.items()}
+    scores["gene_structure"] = metrics.gene_structure(pred, true)
+    scores["moran"] = float(
+        np.mean(
+            [
+                metrics.moran_agreement(p, y, *knn_graph(c, min(8, len(c) - 1)))
+                for p, y, c in zip(prediction, test.expr, test.coords_um, strict=True)
+            ]
+        )
+    )
+    if test.around is not None:
+        parts = zip(prediction, test.expr, test.around, strict=True)
+        scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))
+    scores["crps"] = scores["mae"]
+    return scores
+
+
+def score_draws(draws: Sequence[np.ndarray], test: TestSet, seed: int) -> dict[str, float]:
+    """Scores of single draws (the mean over several), and of the ensemble's calibration.
+
+    Args:
+      draws: per slide [m, n_i, g].
+      test: the slides.
+      seed: of the random ranks at ties.
+    """
+    count = min(NUM_SINGLE_DRAWS, len(draws[0]))
+    singles = [score_point([d[i] for d in draws], test) for i in range(count)]
+    scores = {name: float(np.mean([s[name] for s in singles])) for name in singles[0]}
+    pooled, true = np.concatenate(draws, axis=1), test.pooled
+    scores["crps"] = float(np.mean(metrics.crps(pooled, true)))
+    if len(pooled) >= metrics.MIN_DRAWS_FOR_COVERAGE:
+        covered = metrics.coverage(pooled, true, 0.8, np.random.default_rng(seed))
+        scores["coverage80"] = float(np.mean(covered))
+    return scores

@@ -1,0 +1,163 @@
+"""A fitted method on disk: what prediction needs and nothing else.
+
+    <folder>/model.json   method, genes, encoder, epochs, versions
+    <folder>/state.npz    the state, its arrays under the names of its fields
+
+A state is read by its type: NamedTuples of arrays, of numbers, of dicts of arrays, and of one
+another. What is not there is None. `model.json` is written last, so a model is whole or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import stfm_jax
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+from stfm_jax.models.method import Genes, Method
+from stfm_jax.runtime.files import load_arrays, read_json, save_arrays, write_json
+
+_NEEDED = {"method", "genes", "targets", "encoder", "features", "epochs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A method with everything that was fitted and trained."""
+
+    method: Method
+    state: Any
+    genes: Genes  # scored and written; of a method that splits: trained on
+    encoder: str = ""  # that made the training slides' features, "" where no file said
+    features: int = 0  # their width, 0 where none are seen
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs it was trained for, None of a method in closed form."""
+        epochs = getattr(self.state, "epochs", None)
+        return None if epochs is None else int(epochs)
+
+
+def save(folder: Path, model: Model) -> None:
+    """Writes a model."""
+    save_arrays(folder / "state.npz", model.state._asdict())
+    write_json(
+        folder / "model.json",
+        {
+            "version": stfm_jax.__version__,
+            "jax": jax.__version__,
+            "method": model.method.name,
+            "genes": model.genes.scored,
+            "targets": model.genes.targets,
+            "encoder": model.encoder,
+            "features": model.features,
+            "epochs": model.epochs,
+        },
+    )
+
+
+def exists(folder: Path) -> bool:
+    """Whether a whole model is there."""
+    return (folder / "model.json").exists()
+
+
+def load(folder: Path, method: Method) -> Model:
+    """Reads a model of a method.
+
+    Raises:
+      InputError: it is not there, damaged, or was written by another version.
+    """
+    known, path = about(folder), folder / "state.npz"
+    arrays = load_arrays(path)
+    try:
+        state = restored(method.State, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: was written by another version ({error}); train again."
+        ) from error
+    genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
+    return Model(method, state, genes, known["encoder"], known["features"])
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What a model's model.json says.
+
+    Raises:
+      InputError: there is no model, or it was written by another version.
+    """
+    if not exists(folder):
+        raise InputError(f"{folder}: holds no trained model; run --mode=train first.")
+    read = read_json(folder / "model.json")
+    if not isinstance(read, dict) or not read.keys() >= _NEEDED:
+        raise InputError(
+            f"{folder / 'model.json'}: expected {', '.join(sorted(_NEEDED))} as this version "
+            "writes them; train again into another --workdir."
+        )
+    return read
+
+
+def check_features(model: Model, slide: Slide) -> None:
+    """Raises InputError where a slide's features are not of the model's encoder or width."""
+    if slide.encoder and model.encoder and slide.encoder != model.encoder:
+        raise InputError(
+            f"{slide.where}: its features were made by {slide.encoder!r}, but the model was "
+            f"trained on {model.encoder!r}; embed the slide with that one."
+        )
+    width = slide.features.shape[1]
+    if model.features and width != model.features:
+        raise InputError(
+            f"{slide.where}: its features are {width} wide, but the model was trained on "
+            f"{model.features} of {model.encoder or 'its encoder'}; embed the slide with that one."
+        )
+
+
+def restored(kind: Any, value: Any) -> Any:
+    """A value of a type, from the arrays and nested dicts it was saved as.
+
+    Raises:
+      KeyError, TypeError, ValueError: it is of no such type.
+    """
+    if kind in (Any, np.ndarray, jax.Array):
+        return value
+    if kind in (int, float, str):
+        return kind(value)
+    if kind is dict or typing.get_origin(kind) is dict:
+        return {} if value is None else value
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return _one_of(typing.get_args(kind), value)
+    hints = typing.get_type_hints(kind)
+    unknown = value.keys() - hints.keys()
+    if unknown:
+        raise KeyError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    fields = {name: _field(kind, name, hint, value) for name, hint in hints.items()}
+    return kind(**fields)
+
+
+def _field(kind: type, name: str, hint: Any, value: dict) -> Any:
+    if name in value:
+        return restored(hint, value[name])
+    if hint is dict or typing.get_origin(hint) is dict:  # an empty one leaves no array
+        return {}
+    if type(None) in typing.get_args(hint):
+        return None
+    raise KeyError(f"{kind.__name__} lacks {name}")
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    """The first of the types that fits: NamedTuples are told apart by their fields."""
+    for kind in kinds:
+        if kind is Any or (value is None) != (kind is type(None)):
+            continue
+        if not isinstance(value, dict) or not hasattr(kind, "_fields"):
+            return restored(kind, value)
+        if set(value) <= set(kind._fields):
+            return restored(kind, value)
+    if Any in kinds:
+        return value
+    raise TypeError(f"no {' or '.join(map(str, kinds))} has the fields {', '.join(value)}")
