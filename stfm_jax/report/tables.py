@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-LOWER_IS_BETTER = ("mse", "mae", "crps", "mass_error")
+LOWER_IS_BETTER = ("mse", "mae", "rmse", "crps", "mass_error")
 NOMINAL = {"coverage80": 0.8}  # best is nearest to this
 
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]

@@ -57,6 +57,13 @@ def test_table_is_aligned_and_marks_the_best():
     assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.parametrize("metric", ["mse", "mae", "rmse", "crps", "mass_error"])
+def test_the_least_error_is_marked(metric):
+    table = report.text_table({"a": {metric: entry(1.0)}, "b": {metric: entry(2.0)}}, [metric])
+    marked = [line.split()[0] for line in table.splitlines() if "*" in line]
+    assert marked == ["a"]
+
+
 def test_table_takes_all_metrics_and_null_from_json():
     table = report.text_table(json.loads(json.dumps({"a": {"crps": entry(None, None)}})))
     assert "crps" in table and "*" not in table
