@@ -11,6 +11,38 @@ STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "hol
 SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")
 
 
+def tissue() -> ConfigDict:
+    """Fields of stfm_jax.data.simulate.TissueParams, which says what they are."""
+    return ConfigDict(
+        {
+            "num_sections": 5,
+            "spots": 250,
+            "num_genes": 200,
+            "lattice": "square",  # hex | bins | random
+            "pitch_um": config_dict.placeholder(float),  # the lattice's own
+            "mean_count": config_dict.placeholder(float),  # the lattice's own
+            "section_gap_um": 16.0,
+            "z_stretch": 2.0,
+            "domain_length_um": 650.0,
+            "local_length_um": 150.0,
+            "program_length_um": 450.0,
+            "num_programs": 4,
+            "program_strength": 0.4,
+            "program_nugget": 0.3,
+            "depth_smooth": 0.25,
+            "depth_noise": 0.22,
+            "patient_depth": 0.25,
+            "rotation_deg": 0.0,
+            "shift_um": 0.0,
+            "flip": 0.0,
+            "jitter_um": 0.0,
+            "lost": 0.0,
+            "um_per_px": 1.0,
+            "signature_seed": 0,
+        }
+    )
+
+
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.methods = EXPRESSION  # rows of the table; the last one predicts, unless predict.method
@@ -31,7 +63,7 @@ def get_config() -> ConfigDict:
     data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
     data.um_per_px = config_dict.placeholder(float)
     data.bin_um = 8.0  # transcripts: side of the bins that molecules are added up in
-    data.tissue = ConfigDict()  # simulated: fields of stfm_jax.data.simulate.TissueParams
+    data.tissue = tissue()  # simulated
     data.seeds = (0,)  # simulated: one volume each
     data.section_spacing_um = 16.0  # of stacks, where the files do not say z
     data.unseen = 0  # simulated: last sections kept out of everything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -12,9 +13,15 @@ import pytest
 from configs import base, hest
 from stfm_jax.data.datasets import READERS
 from stfm_jax.data.readers.hest import TASKS
+from stfm_jax.data.retrieval import Reach
 from stfm_jax.data.simulate import TissueParams
+from stfm_jax.experiment import RunSettings
 from stfm_jax.models import table
+from stfm_jax.models.holotea.settings import HoloTeaSettings
+from stfm_jax.problems.expression import ExpressionSettings
+from stfm_jax.problems.split import SplitSettings
 from stfm_jax.problems.table import problem_of
+from stfm_jax.train.stages import TrainSettings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -41,13 +48,35 @@ def test_config_builds_its_methods(name):
 def test_config_has_the_fields_of_base_and_can_be_kept(name):
     """A misspelt field would be new; the workdir's config.json holds what was run."""
     config, fields = load(name), base.get_config()
-    fields.data.tissue = config.data.tissue  # the simulation's own fields
 
     def names(section):
         return {key: names(v) if hasattr(v, "items") else None for key, v in section.items()}
 
     assert names(config) == names(fields)
     assert tuple(json.loads(config.to_json_best_effort())["methods"]) == config.methods
+
+
+SETTINGS = {found.Settings for found in map(table.method_class, table.METHODS)} | {
+    TrainSettings,
+    RunSettings,
+    ExpressionSettings,
+    SplitSettings,
+}
+
+
+@pytest.mark.parametrize("settings", sorted(SETTINGS, key=lambda each: each.__name__))
+def test_settings_have_the_defaults_of_base(settings):
+    assert settings() == settings.of(base.get_config())
+
+
+def test_neighbours_are_reached_for_as_base_says():
+    assert Reach() == HoloTeaSettings.of(base.get_config()).reach
+
+
+def test_every_field_of_the_tissue_is_there_with_its_default():
+    """So that flags can set them."""
+    fields = dict(base.get_config().data.tissue)
+    assert fields == dataclasses.asdict(TissueParams())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "base"])

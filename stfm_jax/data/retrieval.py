@@ -33,13 +33,13 @@ class Placed:
 class Reach:
     """How far, and how, neighbours are looked for."""
 
-    sections: int = 1  # nearest sections on either side
+    sections: int = 2  # nearest sections on either side
     candidates: int = 24  # planar nearest spots of each of them
-    kept: int = 8  # of all candidates of a spot
+    kept: int = 24  # of all candidates of a spot
     image: float = 0.3  # weight of the cosine of the features; the rest is the place's
     sigma_um: float = 150.0  # width of the place's part in the plane
-    z_um: float = 100.0  # |dz| that costs as much as the image or the place can give
-    temperature: float = 0.15  # of the softmax over the kept
+    z_um: float = 400.0  # |dz| that costs as much as the image or the place can give
+    temperature: float = 0.3  # of the softmax over the kept
 
 
 class Retrieved(NamedTuple):

@@ -93,7 +93,8 @@ def test_reach_counts_sections_by_z_and_skips_gaps():
 def test_a_farther_section_weighs_less():
     near, own, far = stack((40, 40, 40))
     twin = dataclasses.replace(near, z_um=own.z_um + 64.0)
-    found = retrieve([near, own, twin], 1, [0, 2], Reach(candidates=6, kept=12))
+    reach = Reach(candidates=6, kept=12, z_um=100.0, temperature=0.15)
+    found = retrieve([near, own, twin], 1, [0, 2], reach)
     by_section = [(found.weight * (found.section == s)).sum() for s in (0, 2)]
     assert by_section[0] > 3 * by_section[1] > 0
     assert far.name == "S2"
