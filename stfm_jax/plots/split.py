@@ -1,10 +1,12 @@
-"""Pictures of super-resolution: maps of genes at two resolutions, and how samples mix."""
+"""Pictures of super-resolution: maps of genes at two resolutions, and how samples mix.
+
+As of all pictures no pyplot, and so no global state.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
@@ -26,9 +28,8 @@ def maps(pair: Pair, columns: Mapping[str, np.ndarray], genes, titles, title: st
       title: of the figure.
     """
     rows, count = len(genes), len(columns)
-    figure, axes = plt.subplots(
-        rows, count, figsize=(2.5 * count, 2.4 * rows + 0.6), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.5 * count, 2.4 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, count, squeeze=False)
     for i, gene in enumerate(genes):
         shown = {}
         for name, values in columns.items():
@@ -60,9 +61,8 @@ def maps(pair: Pair, columns: Mapping[str, np.ndarray], genes, titles, title: st
 
 def mixing(features: Mapping[str, np.ndarray], label: np.ndarray) -> Figure:
     """The first two principal axes of every kind of features, a colour for each label."""
-    figure, axes = plt.subplots(
-        1, len(features), figsize=(3.4 * len(features), 3.4), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3.4 * len(features), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(features), squeeze=False)
     for ax, (name, values) in zip(axes[0], features.items(), strict=True):
         places = PCA(2, random_state=0).fit_transform(values)
         for one in np.unique(label):

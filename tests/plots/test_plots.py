@@ -166,5 +166,6 @@ def test_a_slide_of_one_spot_can_be_drawn(tmp_path):
 
 
 def test_no_pyplot_and_so_no_global_state():
-    code = "import sys, stfm_jax.plots.slides; sys.exit('matplotlib.pyplot' in sys.modules)"
+    """In all that the command line imports."""
+    code = "import sys, stfm_jax.cli; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
