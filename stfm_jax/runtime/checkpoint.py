@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -119,16 +120,16 @@ class Checkpoint:
         try:
             with _quiet():
                 yield
+            return
         except (OSError, ValueError) as error:
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            quota = os.strerror(errno.EDQUOT)
-            if (isinstance(error, OSError) and is_disk_full(error)) or any(
-                text in str(error) for text in (full.strerror, quota)
-            ):
-                # Futures of the failed save would say it once more when they are collected.
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-                raise InputError(disk_full_message(self.directory, full)) from error
-            raise
+            if not _says_full(error):
+                raise
+        # Out of the handler, so that nothing holds the futures of the failed save: collected here,
+        # they say it once more to a logger that does not listen.
+        with _muted("asyncio"):
+            gc.collect()
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise InputError(disk_full_message(self.directory, full))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -153,6 +154,23 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         absl_logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def _muted(name: str) -> Iterator[None]:
+    """Without what a logger says."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _says_full(error: OSError | ValueError) -> bool:
+    texts = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
+    told = any(text in str(error) for text in texts)
+    return told or (isinstance(error, OSError) and is_disk_full(error))
 
 
 def _leaves(tree: PyTree):

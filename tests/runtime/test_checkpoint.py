@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from unittest import mock
@@ -129,6 +130,7 @@ def test_full_disk(tmp_path, target, effect):
     assert checkpoint.step == 1 and int(checkpoint.restore(tree(0))["b"]["step"]) == 1
     checkpoint.save(2, tree(2))
     assert checkpoint.step == 2
+    assert logging.getLogger("asyncio").isEnabledFor(logging.ERROR), "silenced for others too"
 
 
 def test_other_failures_keep_their_traceback(tmp_path):
