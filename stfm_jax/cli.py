@@ -57,10 +57,20 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     with claimed_workdir(opened):
         opened = experiment.embed_slides(opened)
         if mode == "embed":
-            _LOG.info("embeddings of %d slides are in place", len(opened.dataset.all))
+            _tell_of_embeddings(opened)
             return
         opened = experiment.place_slides(opened)
         (experiment.train if mode == "train" else experiment.evaluate)(opened)
+
+
+def _tell_of_embeddings(opened: experiment.Experiment) -> None:
+    encoder, number = opened.problem.encoder, len(opened.dataset.all)
+    if encoder is not None:
+        _LOG.info("embeddings of %d slides by %s are in %s", number, encoder.name, opened.cache)
+    elif opened.problem.sees_images:
+        _LOG.info("nothing to embed: the files of %d slides hold their features", number)
+    else:
+        _LOG.info("nothing to embed: the methods look at no image")
 
 
 def _predict(config: ConfigDict, workdir: Path) -> None:

@@ -236,7 +236,7 @@ def test_predict_can_take_a_folds_model_and_other_draws(trained, predicted, tmp_
         assert same == (fold is None)
 
 
-def test_embed_writes_beside_the_results_and_never_into_the_data(tmp_path):
+def test_embed_writes_beside_the_results_and_never_into_the_data(tmp_path, capsys):
     """Images of simulated tissue, in the HEST embedding format; training takes them from there."""
     made = tiny.config(
         data__reader="simulated",
@@ -258,5 +258,14 @@ def test_embed_writes_beside_the_results_and_never_into_the_data(tmp_path):
         np.testing.assert_array_equal(file["barcodes"][:, 0].astype(str), slide.barcodes)
         assert np.isfinite(file["embeddings"][()]).all()
     before = tiny.contents(tmp_path)
+    capsys.readouterr()
     assert tiny.run(made, tmp_path / "work", "embed") == 0
     assert tiny.contents(tmp_path) == before
+    assert "embeddings of 2 slides by stain_texture_64um are in" in capsys.readouterr().err
+
+
+def test_embed_says_where_there_is_nothing_to_embed(trained, tmp_path, capsys):
+    assert tiny.run(trained.config(), tmp_path / "work", "embed") == 0
+    assert "nothing to embed: the files of 3 slides hold" in capsys.readouterr().err
+    assert tiny.run(trained.config(methods=("mean",)), tmp_path / "bare", "embed") == 0
+    assert "nothing to embed: the methods look at no image" in capsys.readouterr().err
