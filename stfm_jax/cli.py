@@ -41,6 +41,7 @@ _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirecto
 def run(config: ConfigDict, workdir: str, mode: str) -> None:
     """Runs a mode of an experiment in its workdir."""
     config = config.copy_and_resolve_references()
+    _split_at_commas(config)
     for section in (config.data, config.encoder):
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))
@@ -61,6 +62,16 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
             return
         opened = experiment.place_slides(opened)
         (experiment.train if mode == "train" else experiment.evaluate)(opened)
+
+
+def _split_at_commas(config: ConfigDict) -> None:
+    """Makes `C1,D1` two members of a tuple; a flag's value arrives as one."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _split_at_commas(value)
+        elif isinstance(value, tuple) and len(value) == 1 and "," in str(value[0]):
+            with config.unlocked():
+                config[name] = tuple(part.strip() for part in value[0].split(",") if part.strip())
 
 
 def _tell_of_embeddings(opened: experiment.Experiment) -> None:

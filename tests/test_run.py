@@ -134,6 +134,16 @@ def test_one_fold_alone_scores_as_it_does_among_all(trained, tmp_path):
     assert sorted(p.name for p in (tmp_path / "work").glob("fold_*")) == ["fold_1"]
 
 
+def test_a_comma_makes_a_tuple_of_every_field(trained, tmp_path):
+    argv = tiny.arguments(tmp_path / "work", data__dir=trained.data)
+    flags = ("--config.methods=mean, ridge_smooth", "--config.coarsen.shift=1,2")
+    assert tiny.command(*argv, *flags, "--config.data.sections=C1,D1", "--config.fold=1") == 0
+    written = json.loads((tmp_path / "work" / "metrics.json").read_text())
+    assert list(written["methods"]) == ["mean", "ridge_smooth"]
+    config = written["config"]
+    assert config["coarsen"]["shift"] == [1, 2] and config["data"]["sections"] == ["C1", "D1"]
+
+
 @pytest.mark.slow
 def test_another_seed_gives_other_numbers(trained, tmp_path):
     assert tiny.run(trained.config(seed=1, fold=1), tmp_path) == 0
