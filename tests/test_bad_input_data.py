@@ -39,6 +39,10 @@ def without_unit(adata):
     del adata.uns["spatial_unit"]
 
 
+def in_pixels(adata):
+    adata.uns["spatial_unit"] = "pixel"
+
+
 def on_one_spot(adata):
     adata.obsm["spatial"][7] = adata.obsm["spatial"][3]
 
@@ -225,7 +229,24 @@ CASES = [
         lambda w: w.edited(without_coordinates),
         ["P1_S2", "obsm['spatial']"],
     ),
-    ("no unit", "train", lambda w: w.edited(without_unit), ["P1_S2", "uns['spatial_unit']"]),
+    (
+        "no unit",
+        "train",
+        lambda w: w.edited(without_unit),
+        ["P1_S2", "uns['spatial_unit']", "--config.data.spatial_unit"],
+    ),
+    (
+        "no scale",
+        "train",
+        lambda w: w.edited(in_pixels),
+        ["P1_S2", "uns['um_per_px']", "--config.data.um_per_px"],
+    ),
+    (
+        "no unit of a slide to predict",
+        "predict",
+        lambda w: w.retrained(lambda _: None) | w.predict(without_unit),
+        ["in.h5ad", "uns['spatial_unit']", "--config.predict.spatial_unit"],
+    ),
     (
         "one slide alone",
         "train",

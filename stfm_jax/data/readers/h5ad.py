@@ -39,6 +39,7 @@ def read(
     counts_layer: str = "counts",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
+    fields: str = "data",
 ) -> Slide:
     """Reads an AnnData file that holds one slide; for the arguments see `slide_from_anndata`.
 
@@ -57,6 +58,7 @@ def read(
         counts_layer=counts_layer,
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
+        fields=fields,
     )
 
 
@@ -83,6 +85,7 @@ def read_to_predict(
         um_per_px=um_per_px,
         expression="ignored",
         features=features,
+        fields="predict",
     )
 
 
@@ -108,6 +111,7 @@ def read_children(
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
         expression="if measured",
+        fields="predict",
     )
 
 
@@ -149,6 +153,7 @@ def read_stack_to_predict(
         "spatial_unit": spatial_unit,
         "um_per_px": um_per_px,
         "expression": "if measured",
+        "fields": "predict",
     }
     return _sections(adata, path, features, options)
 

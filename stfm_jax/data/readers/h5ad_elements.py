@@ -47,13 +47,18 @@ def in_tissue(adata: anndata.AnnData, where: str) -> np.ndarray | None:
     return np.flatnonzero(mask)
 
 
-def spatial_unit(argument: str | None, adata: anndata.AnnData, where: str) -> str:
-    """Unit of `obsm['spatial']`, "um" or "pixel"; the argument goes before the file."""
+def spatial_unit(
+    argument: str | None, adata: anndata.AnnData, where: str, fields: str = "data"
+) -> str:
+    """Unit of `obsm['spatial']`, "um" or "pixel"; the argument goes before the file.
+
+    `fields` is the section of the config that the argument comes from, for messages.
+    """
     given = argument if argument else adata.uns.get("spatial_unit")
     if given is None:
         raise InputError(
             f"{where}: the unit of obsm['spatial'] is not known; set uns['spatial_unit'] to 'um' "
-            "or 'pixel' (with uns['um_per_px']), or --config.predict.spatial_unit."
+            f"or 'pixel' (with uns['um_per_px']), or --config.{fields}.spatial_unit."
         )
     unit = _UNITS.get(str(given).lower())
     if unit is None:
@@ -61,13 +66,15 @@ def spatial_unit(argument: str | None, adata: anndata.AnnData, where: str) -> st
     return unit
 
 
-def um_per_px(argument: float | None, adata: anndata.AnnData, where: str) -> float:
-    """Micrometres per pixel; the argument goes before the file."""
+def um_per_px(
+    argument: float | None, adata: anndata.AnnData, where: str, fields: str = "data"
+) -> float:
+    """Micrometres per pixel; see `spatial_unit`."""
     given = argument if argument is not None else adata.uns.get("um_per_px")
     if given is None:
         raise InputError(
             f"{where}: obsm['spatial'] is in pixels, but micrometres per pixel are not known; set "
-            "uns['um_per_px'], or --config.predict.um_per_px."
+            f"uns['um_per_px'], or --config.{fields}.um_per_px."
         )
     try:
         scale = float(np.asarray(given).item())

@@ -29,6 +29,7 @@ def slide_from_anndata(
     expression: Literal["required", "if measured", "ignored"] = "required",
     tissue_mask: bool = True,
     features: feature_store.StoredFeatures | None = None,
+    fields: Literal["data", "predict"] = "data",
 ) -> Slide:
     """The slide that an AnnData object holds.
 
@@ -46,6 +47,7 @@ def slide_from_anndata(
         `h5ad.read_stack_to_predict`), or are not looked at, and `X` may be anything.
       tissue_mask: drop the spots that `obs['in_tissue']` puts outside the tissue.
       features: of the spots of adata, instead of what is in its `obsm`.
+      fields: section of the config that `spatial_unit` and `um_per_px` come from, for messages.
 
     Raises:
       InputError: something needed is absent or wrong; the message says where and what to do.
@@ -62,9 +64,9 @@ def slide_from_anndata(
     if inside is not None:
         adata = adata[inside].copy()
         features = None if features is None else features.take(inside)
-    unit = elements.spatial_unit(spatial_unit, adata, where)
+    unit = elements.spatial_unit(spatial_unit, adata, where, fields)
     coords = elements.numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
-    scale = elements.um_per_px(um_per_px, adata, where) if unit == "pixel" else 1.0
+    scale = elements.um_per_px(um_per_px, adata, where, fields) if unit == "pixel" else 1.0
     features = elements.embedding(adata, features_key, where) if features is None else features
     counts, genes = _EXPRESSION[expression](adata, counts_layer, where)
     registered_um, z_um = elements.place(adata, where)
