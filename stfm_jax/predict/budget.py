@@ -84,15 +84,21 @@ def check(model: Model, slide: Slide, request: Request, folder: Path, embeds: bo
 
 
 def _check_disk(slide: Slide, genes: int, draws: int, folder: Path) -> None:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    n, free = slide.num_spots, shutil.disk_usage(folder).free
+    n, free = slide.num_spots, free_disk(folder)
     if disk(n, genes, draws) > free:
         raise InputError(
             f"{slide.where}: {draws} draws of {n:,} spots need about "
             f"{disk(n, genes, draws) / GIB:.1f} GiB beside --config.predict.output, "
             f"{free / GIB:.1f} GiB are free; lower --config.predict.draws, or choose another disk."
         )
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk that a folder lies on, or will lie on."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata.io import sparse_dataset
 from tqdm import tqdm
 
 import stfm_jax
@@ -25,12 +25,14 @@ from stfm_jax.data import coarsen
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.expression import gene_counts
 from stfm_jax.data.readers import h5ad
+from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Genes, NotApplicable, Request
 from stfm_jax.models.parts import Split
 from stfm_jax.ops import metrics, simplex
 from stfm_jax.plots import slides as plots
 from stfm_jax.plots import split as split_plots
+from stfm_jax.predict import budget
 from stfm_jax.predict.slide import check_options, embedded_image
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh
@@ -40,8 +42,8 @@ from stfm_jax.store import Model, check_features
 _LOG = logging.getLogger("stfm_jax")
 GENES_SHOWN = 3
 SHOWN = 20_000  # parents of a map, at most
-GENES_COMPARED = 256  # at a time
-ROWS = 65_536  # of which indices are written at a time
+_VARIES = 1e-12  # variance, in units of 1 + the mean square, above what rounding makes
+ROWS = 65_536  # children of which indices are written, and counts compared, at a time
 
 
 def run(config: Any, model: Model, checkpoint: Path, encoder: Any = None) -> None:
@@ -96,7 +98,7 @@ def read_input(config: Any, model: Model, encoder: Any) -> Pair:
     options = config.predict
     check_options(options)
     reading = {"spatial_unit": options.spatial_unit or None, "um_per_px": options.um_per_px}
-    low = h5ad.read(options.input, **reading)
+    low = h5ad.read(options.input, fields="predict", **reading)
     if options.children:
         high = h5ad.read_children(options.children, features_key=options.features_key, **reading)
         pair = coarsen.with_children(low, high)
@@ -118,8 +120,7 @@ def read_input(config: Any, model: Model, encoder: Any) -> Pair:
 
 
 def _check_disk(folder: Path, needed: int) -> None:
-    there = folder if folder.exists() else Path(".")
-    free = shutil.disk_usage(there).free
+    free = budget.free_disk(folder)
     if needed > free:
         raise InputError(
             f"{folder}: the output needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
@@ -247,20 +248,36 @@ def _compare(pair: Pair, output: Path, names: list[str]) -> None:
     """Says how good it is, where the file of the children holds counts too."""
     if pair.high.counts is None:
         return
-    mean, found = _matrix(output, "X").tocsc(), []
-    for first in range(0, len(names), GENES_COMPARED):
-        some = slice(first, first + GENES_COMPARED)
-        true = gene_counts(pair.high, names[some])
-        found.append(metrics.pearson(np.log1p(mean[:, some].toarray()), np.log1p(true)))
     _LOG.info(
         "the children's file holds counts too: gene-wise Pearson of log1p(counts) %.3f",
-        metrics.mean_over_genes(np.concatenate(found))[0],
+        metrics.mean_over_genes(_pearson_log1p(pair.high, output, names))[0],
     )
 
 
-def _matrix(path: Path, name: str) -> sp.csr_matrix:
+def _pearson_log1p(high: Slide, output: Path, names: list[str]) -> np.ndarray:
+    """Pearson [g] of log1p of the mean that was written and of the children's counts.
+
+    Sums are added up over some children at a time, and the matrices stay sparse.
+    """
+    position = {gene: i for i, gene in enumerate(high.genes)}
+    true, n = high.counts[:, [position[name] for name in names]], high.num_spots
+    sums = np.zeros((5, len(names)))
+    for first in range(0, n, ROWS):
+        rows = np.arange(first, min(first + ROWS, n))
+        both = _rows_of(output, "X", rows), true[rows]
+        x, y = (a.astype(np.float64).log1p() for a in both)
+        each = (x, y, x.multiply(x), y.multiply(y), x.multiply(y))
+        sums += [np.asarray(a.sum(axis=0)).ravel() for a in each]
+    x, y, xx, yy, xy = sums / n
+    x_varies, y_varies = xx - x**2 > _VARIES * (1.0 + xx), yy - y**2 > _VARIES * (1.0 + yy)
+    scale = np.sqrt(np.where(x_varies, xx - x**2, 1.0) * np.where(y_varies, yy - y**2, 1.0))
+    return np.where(y_varies, np.where(x_varies, (xy - x * y) / scale, 0.0), np.nan)
+
+
+def _rows_of(path: Path, name: str, rows: np.ndarray) -> sp.csr_matrix:
+    """Some rows, ascending, of a sparse matrix on disk; the others are not read."""
     with h5py.File(path) as file:
-        return anndata.io.read_elem(file[name])
+        return sparse_dataset(file[name])[rows]
 
 
 def _draw_maps(pair: Pair, output: Path, names: list[str], method: str, draws: int) -> None:
@@ -268,11 +285,10 @@ def _draw_maps(pair: Pair, output: Path, names: list[str], method: str, draws: i
     spots = pair.middle(SHOWN)
     part = pair.of_parents(spots)
     children = np.flatnonzero(np.isin(pair.parent, spots))
-    low = gene_counts(part.low, names)
-    best = np.argsort(-np.log1p(low).var(axis=0), kind="stable")[:GENES_SHOWN]
-    columns = {"low resolution": low[:, best]}
+    best = _most_variable(part.low, names)
+    columns = {"low resolution": gene_counts(part.low, [names[g] for g in best])}
     for title, key in (("mean", "X"), ("one draw", "layers/draw_0"))[: 1 + bool(draws)]:
-        columns[title] = _matrix(output, key)[children][:, best].toarray()
+        columns[title] = _rows_of(output, key, children)[:, best].toarray()
     figure = split_plots.maps(
         part,
         columns,
@@ -281,3 +297,11 @@ def _draw_maps(pair: Pair, output: Path, names: list[str], method: str, draws: i
         f"{pair.low.name}: split by {method}",
     )
     plots.save(figure, output.with_suffix(".png"))
+
+
+def _most_variable(low: Slide, names: list[str]) -> np.ndarray:
+    """Places among some genes of those whose log1p(counts) vary most."""
+    position = {gene: i for i, gene in enumerate(low.genes)}
+    logs = low.counts[:, [position[name] for name in names]].log1p()
+    mean, square = (np.asarray(a.mean(axis=0)).ravel() for a in (logs, logs.multiply(logs)))
+    return np.argsort(mean**2 - square, kind="stable")[:GENES_SHOWN]
