@@ -120,6 +120,7 @@ def fit(
     start: zinb.ZinbParams,
     rho: float,
     decay: float,
+    seed: int = 0,
 ) -> ContextPrior:
     """Fits the ZINB's network to the training spots by maximum likelihood.
 
@@ -134,9 +135,10 @@ def fit(
       start: per-gene fit to the same counts, which the network starts from.
       rho: share of the empirical prior.
       decay: l, in units of spot spacing.
+      seed: of the network's start, and of what is hidden in which step.
     """
     g = counts.shape[1]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     params = {
         "network": {
             "w1": rng.normal(size=(x.shape[1], HIDDEN)) / np.sqrt(x.shape[1]),
@@ -149,7 +151,8 @@ def fit(
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
     hidden = np.ones(x.shape[1], np.float32)
     hidden[known] = 0.0
-    params = _fit(params, jnp.asarray(x), jnp.asarray(hidden), jnp.asarray(counts))
+    key = jax.random.key(seed)
+    params = _fit(params, jnp.asarray(x), jnp.asarray(hidden), jnp.asarray(counts), key)
     theta = np.exp(np.asarray(params["log_theta"], np.float64))
     middles = (np.arange(NUM_SCALES) + 0.5) / NUM_SCALES
     scales = np.ones(NUM_SCALES) if library is None else np.quantile(1e4 / library, middles)
@@ -164,7 +167,7 @@ def fit(
 
 
 @jax.jit
-def _fit(params, x, hidden, counts):
+def _fit(params, x, hidden, counts, key):
     optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, STEPS), weight_decay=0.01)
     low, high = np.log(zinb.THETA_RANGE)
 
@@ -187,7 +190,7 @@ def _fit(params, x, hidden, counts):
         )
         return (optax.apply_updates(params, updates), moments), None
 
-    keys = jax.random.split(jax.random.key(0), STEPS)
+    keys = jax.random.split(key, STEPS)
     (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
     return params | {"log_theta": jnp.clip(params["log_theta"], low, high)}
 

@@ -21,8 +21,7 @@ from stfm_jax.data.expression import (
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-from stfm_jax.models.gaussian import Gaussian
-from stfm_jax.models.method import Genes, Method, Request
+from stfm_jax.models.method import Method
 from stfm_jax.models.parts import Split
 from stfm_jax.ops import metrics, simplex
 from stfm_jax.plots import slides as plots
@@ -81,7 +80,6 @@ class Truth:
     pairs: list[Pair]
     low: list[np.ndarray]  # [P_i, g] counts of the parents
     true: list[np.ndarray]  # [n_i, g] counts of the children
-    genes: tuple[str, ...]
 
 
 class SplitProblem(Problem):
@@ -176,7 +174,7 @@ class SplitProblem(Problem):
     def truth(self, cases: Cases) -> Truth:
         low = [gene_counts(pair.low, cases.scored) for pair in cases.test]
         true = [gene_counts(pair.high, cases.scored) for pair in cases.test]
-        return Truth(cases.names.test, cases.test, low, true, cases.scored)
+        return Truth(cases.names.test, cases.test, low, true)
 
     def truth_arrays(self, truth: Truth) -> dict[str, np.ndarray]:
         coords = np.concatenate([pair.high.coords_um for pair in truth.pairs])
@@ -212,11 +210,7 @@ class SplitProblem(Problem):
         for i, (pair, low, mean) in enumerate(
             zip(truth.pairs, truth.low, predicted.means, strict=True)
         ):
-            rng = np.random.default_rng([seed, i])
-            if method.name != THROWN[0]:  # one stream of noise serves all of a sample
-                request = Request(Genes(truth.genes, ()), seed, 0, 0, None)
-                parts = Gaussian(Settings()).predict(None, pair, request)
-                _throw(rng, pair, low, _whole_sample(parts, pair, len(truth.genes))[0], count)
+            rng = np.random.default_rng([seed, i, THROWN.index(method.name)])
             out.append(_throw(rng, pair, low, mean, count))
         return out
 
@@ -256,7 +250,7 @@ class SplitProblem(Problem):
 
     def extras(self, workdir: Path, dataset: Dataset) -> dict[str, Any]:
         pairs = {slide.name: self.settings.scored_pair(slide) for slide in dataset.all}
-        return {"mixing": mixing.write(workdir, pairs)}
+        return {"mixing": mixing.write(workdir, pairs, self.config.seed)}
 
     def remarks(self, extras: Mapping[str, Any]) -> list[str]:
         found = extras["mixing"]

@@ -20,7 +20,7 @@ from stfm_jax.runtime.files import load_arrays, save_arrays
 SPOTS = 500  # of a sample that are compared, at most
 
 
-def write(workdir: Path, pairs: Mapping[str, Pair]) -> dict[str, float]:
+def write(workdir: Path, pairs: Mapping[str, Pair], seed: int) -> dict[str, float]:
     """Silhouette by patient of the parents' features, before and after Latent Norm.
 
     1: patients lie apart; 0: they cannot be told from one another. "expression": principal scores
@@ -30,7 +30,7 @@ def write(workdir: Path, pairs: Mapping[str, Pair]) -> dict[str, float]:
     """
     path = workdir / "latents.npz"
     if not path.exists():
-        save_arrays(path, _features(pairs))
+        save_arrays(path, _features(pairs, seed))
         arrays = load_arrays(path)
         figure = split_plots.mixing(arrays["features"], arrays["label"])
         plots.save(figure, workdir / "latents.png")
@@ -43,17 +43,17 @@ def write(workdir: Path, pairs: Mapping[str, Pair]) -> dict[str, float]:
     }
 
 
-def _features(pairs: Mapping[str, Pair]) -> dict:
+def _features(pairs: Mapping[str, Pair], seed: int) -> dict:
     patients = {pair.low.patient for pair in pairs.values()}
     parts = {"expression": [], "latents": [], "normed": []}
     labels = []
     shared = sorted(set.intersection(*(set(pair.low.genes) for pair in pairs.values())))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for name, pair in pairs.items():
         low = pair.low
-        model = latents.fit(low)
+        model = latents.fit(low, seed)
         if low.num_spots > latents.MAX_SPOTS:
-            low = low.subset(latents.some_spots(low.coords_um))
+            low = low.subset(latents.some_spots(low.coords_um, seed))
         z = latents.latents(model, low.counts, low.coords_um)
         some = np.sort(rng.permutation(low.num_spots)[:SPOTS])
         position = {gene: i for i, gene in enumerate(low.genes)}

@@ -44,6 +44,7 @@ from stfm_jax.regression import moved, regressors
 PRIORS = ("mix", "base")
 BASES = ("frozen", "trained")
 _PRIOR_DRAWS = 16  # of a training spot, for the covariance of the prior
+_SEEDS = 1 << 20  # keeps the draws of one seed apart from another's
 
 PyTree = Any
 
@@ -81,6 +82,7 @@ class HoloTea:
         genes: Sequence[str],
         base: stflow.TrainingSet,
         base_params: PyTree,
+        seed: int = 0,
     ) -> stflow.TrainingSet:
         """The base's training set with contexts, shares of the move, prior and path of the stack.
 
@@ -89,6 +91,7 @@ class HoloTea:
           genes: to predict.
           base: of the same slides and genes.
           base_params: of the trained base.
+          seed: of the prior's fit and draws.
         """
         expr = [p.expr for p in base.slides]
         sizes = np.cumsum([len(y) for y in expr])[:-1]
@@ -103,7 +106,7 @@ class HoloTea:
             dataclasses.replace(p, context=context)
             for p, context in zip(base.slides, contexts, strict=True)
         ]
-        flow = self._flow_arrays(slides, genes, base, prepared, residuals)
+        flow = self._flow_arrays(slides, genes, base, prepared, residuals, seed)
         stored = {
             fingerprint(slide): r.astype(np.float32)
             for slide, r in zip(slides, residuals, strict=True)
@@ -141,16 +144,16 @@ class HoloTea:
     def _no_context(self, n: int) -> Context:
         return no_context(n, self.reach, self.context_width, self.base.network.num_genes)
 
-    def _flow_arrays(self, slides, genes, base, prepared, residuals) -> FlowArrays:
+    def _flow_arrays(self, slides, genes, base, prepared, residuals, seed) -> FlowArrays:
         flow = base.fitted.flow
         contexts = [p.context for p in prepared]
         mix, mean_0, covariance_0 = None, flow.prior.mean, flow.prior.covariance
         alone_0 = covariance_0
         if self.context_mix:
-            mix = self._fit_mix(slides, genes, flow, prepared)
+            mix = self._fit_mix(slides, genes, flow, prepared, seed)
             hidden = [without_expression(c) for c in contexts]
-            covariance_0 = self._prior_covariance(mix, flow, prepared, contexts)
-            alone_0 = self._prior_covariance(mix, flow, prepared, hidden)
+            covariance_0 = self._prior_covariance(mix, flow, prepared, contexts, seed)
+            alone_0 = self._prior_covariance(mix, flow, prepared, hidden, seed)
         found = np.concatenate([moved.terms(p.context, p.anchor, flow.gene_mean) for p in prepared])
         every = np.concatenate(residuals)
         shares = moved.fit_shares(found, every)
@@ -166,7 +169,7 @@ class HoloTea:
             mix=mix,
         )
 
-    def _fit_mix(self, slides, genes, flow, prepared) -> ContextPrior:
+    def _fit_mix(self, slides, genes, flow, prepared, seed: int) -> ContextPrior:
         counts = np.concatenate([gene_counts(s, genes) for s in slides])
         cp10k = self.base.normalization == "log1p_cp10k"
         library = np.concatenate([library_size(s) for s in slides]) if cp10k else None
@@ -177,11 +180,10 @@ class HoloTea:
         x = np.concatenate(x)
         known = slice(2 * self.context_width, x.shape[1])
         spacing = np.median([median_spacing(s.coords_um) for s in slides])
-        return context_prior.fit(
-            x, known, counts, library, zinb.fit(counts), self.rho, self.prior_decay_um / spacing
-        )
+        start, decay = zinb.fit(counts), self.prior_decay_um / spacing
+        return context_prior.fit(x, known, counts, library, start, self.rho, decay, seed)
 
-    def _prior_covariance(self, mix, flow, prepared, contexts) -> np.ndarray:
+    def _prior_covariance(self, mix, flow, prepared, contexts, seed: int) -> np.ndarray:
         """Covariance [g, g] of prior draws about their spots' means, over the training spots."""
         total, count = 0.0, 0
         most = max(len(p.coords) for p in prepared)  # one shape, and one trace, for all slides
@@ -189,7 +191,8 @@ class HoloTea:
             x = context_prior.inputs(self._own(p), context, flow.gene_mean, flow.gene_std)
             seen = jax.tree.map(lambda a: _padded(np.asarray(a), most), (x, context))
             for draw in range(_PRIOR_DRAWS):
-                keys = jax.random.split(jax.random.key(i * _PRIOR_DRAWS + draw), most)
+                key = jax.random.key(seed * _SEEDS + i * _PRIOR_DRAWS + draw)
+                keys = jax.random.split(key, most)
                 off = np.asarray(context_prior.deviation(mix, keys, *seen), np.float64)[: len(x)]
                 total, count = total + off.T @ off, count + len(off)
         return total / count

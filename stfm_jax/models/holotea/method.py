@@ -94,7 +94,8 @@ class HoloTeaMethod(Method):
         self, flow: HoloTea, slides: Sequence[Slide], genes: Genes, run: Run, base: Outcome
     ) -> tuple[Any, Stage]:
         """What is fitted to slides, standing on what the base was trained to on the same."""
-        training = flow.training_set(slides, genes.targets, base.fitted, base.trained.params)
+        base = base.fitted, base.trained.params
+        training = flow.training_set(slides, genes.targets, *base, run.seed)
         return training, stage_of(flow, training, run)
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:

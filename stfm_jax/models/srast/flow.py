@@ -78,24 +78,24 @@ class SRast:
         Args:
           pairs: training samples, with the children's counts.
           genes: of each sample, to train on; their names go no further than this.
-          seed: of draws of parents.
+          seed: of every draw and fit.
         """
-        models = [latents.fit(pair.low) for pair in pairs]
+        models = [latents.fit(pair.low, seed) for pair in pairs]
         seen, said = None, [None] * len(pairs)
         if self.images:
-            seen, said = images.fit(self.images, pairs, models)
+            seen, said = images.fit(self.images, pairs, models, seed)
         parts = []
         for pair, names, model, image in zip(pairs, genes, models, said, strict=True):
             sample = features.sample(pair, Learned(model, image))
             parts.append(self.seen(training_rows(sample, columns(pair, names), seed)))
         return SplitTraining(parts, Fitted(fit_arrays(parts, seed), seen))
 
-    def learn(self, pair: Pair, fitted: Fitted) -> Learned:
+    def learn(self, pair: Pair, fitted: Fitted, seed: int = 0) -> Learned:
         """What is learned of a sample before it is split; its children's counts are not seen."""
-        model = latents.fit(pair.low)
+        model = latents.fit(pair.low, seed)
         if fitted.images is None:
             return Learned(model)
-        return Learned(model, images.of_sample(self.images, fitted.images, pair, model))
+        return Learned(model, images.of_sample(self.images, fitted.images, pair, model, seed))
 
     def seen(self, rows: SplitRows) -> SplitRows:
         """The rows without what the sample's autoencoder learned, where that is switched off."""

@@ -46,13 +46,14 @@ class ImageSays:
     depth: np.ndarray  # [n] log of the counts expected
     looks: np.ndarray  # [n, k]
     coefficients: np.ndarray  # [1 + _WAVES, G] of every gene's relative rate
+    seed: int  # of the random features
 
     def of_children(self, index: np.ndarray) -> ImageSays:
         return dataclasses.replace(self, depth=self.depth[index], looks=self.looks[index])
 
     def rates(self, index: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Rates [m, g] of some children and genes, relative to the genes' means."""
-        return latents.rates_at(self.coefficients, _waves(self.looks[index]), genes)
+        return latents.rates_at(self.coefficients, _waves(self.looks[index], self.seed), genes)
 
 
 class ImageReader(NamedTuple):
@@ -64,7 +65,7 @@ class ImageReader(NamedTuple):
 
 
 def fit(
-    reader: ImageReader, pairs: Sequence[Pair], models: Sequence[SampleModel]
+    reader: ImageReader, pairs: Sequence[Pair], models: Sequence[SampleModel], seed: int = 0
 ) -> tuple[Images, list[ImageSays]]:
     """Fits what is common to samples, and what it says of each of them when fitted to the others.
 
@@ -74,7 +75,7 @@ def fit(
     transform = feature_ops.fit_transform(
         [slide.features for slide in slides], reader.standardize, reader.components
     )
-    depth, depths = _fit_depth(reader, transform, slides)
+    depth, depths = _fit_depth(reader, transform, slides, seed)
     slopes = [
         _slopes(_about_mean(transform, slide), latents.scores(model, slide.counts))
         for slide, model in zip(slides, models, strict=True)
@@ -83,34 +84,36 @@ def fit(
     for i, (pair, model) in enumerate(zip(pairs, models, strict=True)):
         others = [slope for j, slope in enumerate(slopes) if j != i] or slopes
         axes = _axes(others)
-        said.append(_of_sample(transform, axes, pair, model, depths[i]))
+        said.append(_of_sample(transform, axes, pair, model, depths[i], seed))
     return Images(transform, depth, _axes(slopes)), said
 
 
-def of_sample(reader: ImageReader, images: Images, pair: Pair, model: SampleModel) -> ImageSays:
+def of_sample(
+    reader: ImageReader, images: Images, pair: Pair, model: SampleModel, seed: int = 0
+) -> ImageSays:
     """What the images of a new sample's children say; their counts are not looked at."""
     features = _context(reader, images.transform, pair.high)
     depth = regressors.predict(images.depth, features)[:, 0]
-    return _of_sample(images.transform, images.axes, pair, model, depth)
+    return _of_sample(images.transform, images.axes, pair, model, depth, seed)
 
 
 def _fit_depth(
-    reader: ImageReader, transform, slides: Sequence[Slide]
+    reader: ImageReader, transform, slides: Sequence[Slide], seed: int
 ) -> tuple[regressors.Regressor, list[np.ndarray]]:
     """The regression, and what it says of each slide out of fold."""
     x = np.concatenate([_context(reader, transform, slide) for slide in slides])
     y = np.concatenate([_log_depth(slide) for slide in slides])
     sizes = [slide.num_spots for slide in slides]
     groups = regressors.leave_out_groups(sizes, [slide.coords_um for slide in slides])
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     some, every = (_drawn(rng, len(x), most) for most in (CHOSEN_ON, FITTED_TO))
-    choice = regressors.choose("kernel", x[some], y[some], groups[some])
+    choice = regressors.choose("kernel", x[some], y[some], groups[some], seed)
     unseen = np.zeros(len(x), np.float32)
     for group in np.unique(groups):
         out, seen = groups == group, every[groups[every] != group]
-        regressor = regressors.fit("kernel", x[seen], y[seen], choice)
+        regressor = regressors.fit("kernel", x[seen], y[seen], choice, seed)
         unseen[out] = regressors.predict(regressor, x[out])[:, 0]
-    depth = regressors.fit("kernel", x[every], y[every], choice)
+    depth = regressors.fit("kernel", x[every], y[every], choice, seed)
     return depth, np.split(unseen, np.cumsum(sizes)[:-1])
 
 
@@ -149,21 +152,21 @@ def _axes(slopes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _of_sample(
-    transform, axes: np.ndarray, pair: Pair, model: SampleModel, depth: np.ndarray
+    transform, axes: np.ndarray, pair: Pair, model: SampleModel, depth: np.ndarray, seed: int
 ) -> ImageSays:
     looks = _about_mean(transform, pair.high) @ axes
     looks /= max(float(np.sqrt((looks**2).sum(axis=1).mean())), 1e-12)
-    spots = latents.some_spots(pair.low.coords_um)
+    spots = latents.some_spots(pair.low.coords_um, seed)
     part = pair.of_parents(spots)
     members = np.isin(pair.parent, spots)
-    seen = part.mean_of_children(_waves(looks[members]))
+    seen = part.mean_of_children(_waves(looks[members], seed))
     coefficients, *_ = latents.read_rates(
         seen, part.low.counts, library_size(part.low), _RATES_RIDGE
     )
-    return ImageSays(depth, looks, coefficients)
+    return ImageSays(depth, looks, coefficients, seed)
 
 
-def _waves(looks: np.ndarray) -> np.ndarray:
+def _waves(looks: np.ndarray, seed: int) -> np.ndarray:
     """Random features [n, _WAVES] whose products are a Gaussian kernel of looks [n, k]."""
-    sampler = RBFSampler(gamma=_GAMMA, n_components=_WAVES, random_state=0)
+    sampler = RBFSampler(gamma=_GAMMA, n_components=_WAVES, random_state=seed)
     return sampler.fit(looks[:1]).transform(looks)

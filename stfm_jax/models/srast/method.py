@@ -138,7 +138,7 @@ class SRastMethod(Method):
     def predict(self, state: State, case: Pair, request: Request) -> Iterator[Split]:
         """Shares of all counts of a sample, pair by pair; its children's are not looked at."""
         flow, mesh = self.settings.flow, request.mesh
-        learned = flow.learn(case, state.fitted)
+        learned = flow.learn(case, state.fitted, request.seed)
         params, arrays = replicate(mesh, (state.params, state.fitted.flow))
         key, at_once = jax.random.key(request.seed), self.settings.pairs_at_once * mesh.size
         genes = columns(case, request.genes.scored)
@@ -179,7 +179,8 @@ def _score(flow: SRast, arrays: SplitArrays, rows: SplitRows, run: Run) -> Calla
     """
     mesh = run.mesh
     if len(rows.counts) > VALIDATION_ROWS:
-        some = np.random.default_rng(0).choice(len(rows.counts), VALIDATION_ROWS, replace=False)
+        rng = np.random.default_rng(run.seed)
+        some = rng.choice(len(rows.counts), VALIDATION_ROWS, replace=False)
         rows = taken(rows, np.sort(some))
     n = len(rows.counts)
     size = -(-n // mesh.size) * mesh.size
@@ -188,7 +189,7 @@ def _score(flow: SRast, arrays: SplitArrays, rows: SplitRows, run: Run) -> Calla
     draw = functools.partial(on_devices, flow, "sample", mesh, SHARDED_DRAWS, VALIDATION_DRAWS)
 
     def score(params) -> float:
-        draws = fetch(draw(params, arrays, placed, jax.random.key(0)))[:, :n]
+        draws = fetch(draw(params, arrays, placed, jax.random.key(run.seed)))[:, :n]
         found = metrics.crps(draws * weight, rows.ratios * weight)
         return -float(found.sum() / weight.mean())
 
