@@ -19,6 +19,7 @@ import numpy as np
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.flow import simplex_path
 from stfm_jax.models.parts import columns
+from stfm_jax.models.regression import Once, compute
 from stfm_jax.models.srast import features, images, latents, pooling
 from stfm_jax.models.srast.batches import joined, training_rows
 from stfm_jax.models.srast.features import NUM_FACTS, Learned, SplitRows
@@ -71,7 +72,11 @@ class SRast:
     # Closed form, on the host.
 
     def training_set(
-        self, pairs: Sequence[Pair], genes: Sequence[Sequence[str]], seed: int = 0
+        self,
+        pairs: Sequence[Pair],
+        genes: Sequence[Sequence[str]],
+        seed: int = 0,
+        once: Once = compute,
     ) -> SplitTraining:
         """The mean split, scales, what images say, and all pairs to train on.
 
@@ -79,20 +84,34 @@ class SRast:
           pairs: training samples, with the children's counts.
           genes: of each sample, to train on; their names go no further than this.
           seed: of every draw and fit.
+          once: see `train.stages.Run.once`.
         """
-        models = [latents.fit(pair.low, seed) for pair in pairs]
+        models = [learned_of(pair, seed, once) for pair in pairs]
         seen, said = None, [None] * len(pairs)
         if self.images:
             seen, said = images.fit(self.images, pairs, models, seed)
-        parts = []
-        for pair, names, model, image in zip(pairs, genes, models, said, strict=True):
-            sample = features.sample(pair, Learned(model, image))
-            parts.append(self.seen(training_rows(sample, columns(pair, names), seed)))
+        parts = [
+            self.rows_of(pair, Learned(model, image), names, seed, once)
+            for pair, names, model, image in zip(pairs, genes, models, said, strict=True)
+        ]
         return SplitTraining(parts, Fitted(fit_arrays(parts, seed), seen))
 
-    def learn(self, pair: Pair, fitted: Fitted, seed: int = 0) -> Learned:
+    def rows_of(
+        self, pair: Pair, learned: Learned, genes: Sequence[str], seed: int, once: Once = compute
+    ) -> SplitRows:
+        """Pairs of parent and gene to train or to validate on, with the children's counts."""
+
+        def make() -> SplitRows:
+            sample = features.sample(pair, learned)
+            return self.seen(training_rows(sample, columns(pair, genes), seed))
+
+        if learned.image is not None:  # which depends on the samples beside it
+            return make()
+        return once(make, [pair], "rows", self.latents, tuple(genes), seed)
+
+    def learn(self, pair: Pair, fitted: Fitted, seed: int = 0, once: Once = compute) -> Learned:
         """What is learned of a sample before it is split; its children's counts are not seen."""
-        model = latents.fit(pair.low, seed)
+        model = learned_of(pair, seed, once)
         if fitted.images is None:
             return Learned(model)
         return Learned(model, images.of_sample(self.images, fitted.images, pair, model, seed))
@@ -203,6 +222,11 @@ class SRast:
             return simplex_path.shares(self.path, x, rows.mask)
 
         return jax.lax.map(one, jnp.arange(draws))
+
+
+def learned_of(pair: Pair, seed: int, once: Once = compute) -> latents.SampleModel:
+    """What a sample's own counts tell, whatever it is for."""
+    return once(lambda: latents.fit(pair.low, seed), [pair], "latents", seed)
 
 
 def fit_arrays(parts: Sequence[SplitRows], seed: int = 0) -> SplitArrays:

@@ -12,7 +12,6 @@ import numpy as np
 
 from stfm_jax.data.batching import bucket_size
 from stfm_jax.data.coarsen import Pair
-from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.flow import simplex_path
 from stfm_jax.models.method import PAIRS, SPLIT, Method, Request
@@ -21,12 +20,13 @@ from stfm_jax.models.sharded import on_devices
 from stfm_jax.models.srast import features
 from stfm_jax.models.srast.batches import SplitBatches, joined, padded, taken
 from stfm_jax.models.srast.features import SplitRows
-from stfm_jax.models.srast.flow import MEAN_DRAWS, Fitted, SplitArrays, SRast, fit_arrays
+from stfm_jax.models.srast.flow import MEAN_DRAWS, Fitted, SplitArrays, SplitTraining, SRast
 from stfm_jax.models.srast.images import ImageReader
 from stfm_jax.models.srast.pooling import pair_weight
 from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.ops import metrics
 from stfm_jax.regression.features import STANDARDIZATIONS
+from stfm_jax.regression.regressors import leave_out_groups
 from stfm_jax.runtime.devices import SHARDED, SHARDED_DRAWS, fetch, replicate, shard
 from stfm_jax.settings import Settings, setting
 from stfm_jax.train.stages import Run, Stage, select_and_refit
@@ -110,30 +110,32 @@ class SRastMethod(Method):
 
     def fit(self, cases: Sequence[Pair], genes: Mapping[str, Sequence[str]], run: Run) -> State:
         """State fitted to pairs; genes: by sample, to train on."""
-        flow, slides = self.settings.flow, [pair.high for pair in cases]
-        of_each = [genes[slide.name] for slide in slides]
-        training = flow.training_set(cases, of_each, run.seed)
-        names = tuple(slide.name for slide in slides)
+        flow = self.settings.flow
 
-        def stage(rows: Sequence[SplitRows], arrays: SplitArrays) -> Stage:
-            return Stage(flow, SplitBatches(joined(rows), names, self.settings.batch), arrays)
+        def training_on(pairs: Sequence[Pair]) -> tuple[SplitTraining, Stage]:
+            of_each = [genes[pair.high.name] for pair in pairs]
+            training = flow.training_set(pairs, of_each, run.seed, run.once)
+            names = tuple(pair.high.name for pair in pairs)
+            batches = SplitBatches(joined(training.rows), names, self.settings.batch)
+            return training, Stage(flow, batches, training.fitted.flow)
 
-        def select() -> tuple[Fitted, Stage]:
-            held = held_out(slides, [len(r.counts) for r in training.rows], run.seed)
-            both = list(zip(training.rows, held, strict=True))
-            kept = [taken(rows, np.flatnonzero(~out)) for rows, out in both]
-            kept = [rows for rows in kept if len(rows.counts)]
-            left_out = joined([taken(rows, np.flatnonzero(out)) for rows, out in both])
-            arrays = fit_arrays(kept, run.seed)
-            score = _score(flow, arrays, left_out, run)
-            fitted = training.fitted._replace(flow=arrays)
-            return fitted, stage(kept, arrays)._replace(score=score)
+        def select() -> tuple[SplitTraining, Stage]:
+            kept, out = hold_out(cases, run.seed)
+            training, stage = training_on(kept)
+            fitted = training.fitted
+            unseen = [
+                flow.rows_of(
+                    pair, flow.learn(pair, fitted, run.seed, run.once), genes[pair.high.name],
+                    run.seed, run.once,
+                )
+                for pair in out
+            ]  # fmt: skip
+            score = _score(flow, fitted.flow, joined(unseen), run)
+            return training, stage._replace(score=score)
 
-        def refit() -> tuple[Fitted, Stage]:
-            return training.fitted, stage(training.rows, training.fitted.flow)
-
-        *_, last = select_and_refit(run, run.settings.epochs, select, refit).values()
-        return State(last.fitted, fetch(last.trained.params), last.epochs)
+        outcomes = select_and_refit(run, run.settings.epochs, select, lambda: training_on(cases))
+        *_, last = outcomes.values()
+        return State(last.fitted.fitted, fetch(last.trained.params), last.epochs)
 
     def predict(self, state: State, case: Pair, request: Request) -> Iterator[Split]:
         """Shares of all counts of a sample, pair by pair; its children's are not looked at."""
@@ -153,22 +155,26 @@ class SRastMethod(Method):
             yield Split(pairs, children, rows.counts, fetch(mean)[:n], fetch(sampled)[:, :n])
 
 
-def held_out(slides: Sequence[Slide], sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Which pairs [N_i] of each slide are left out of the selection's training.
+def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Samples to train on, and those for validation, of which nothing is learned before.
 
-    All slides of one patient; one slide, where there is one patient; a fifth of the pairs of the
-    only slide.
+    All of one patient; one sample, where there is one patient; a fifth of the parents of an only
+    sample, a spatial block.
     """
-    patients = sorted({slide.patient or slide.name for slide in slides})
-    rng = np.random.default_rng(seed)
-    if len(slides) == 1:
-        return [rng.permutation(sizes[0]) < sizes[0] // 5]
+    if len(pairs) == 1:
+        (pair,) = pairs
+        low = pair.low
+        block = leave_out_groups([low.num_spots], [low.coords_um]) == 0
+        return [pair.of_parents(np.flatnonzero(~block))], [pair.of_parents(np.flatnonzero(block))]
+    names = [pair.high.patient or pair.high.name for pair in pairs]
+    patients, rng = sorted(set(names)), np.random.default_rng(seed)
     if len(patients) > 1:
         chosen = patients[rng.integers(len(patients))]
-        out = [(slide.patient or slide.name) == chosen for slide in slides]
+        out = [name == chosen for name in names]
     else:
-        out = np.arange(len(slides)) == rng.integers(len(slides))
-    return [np.full(size, flag) for size, flag in zip(sizes, out, strict=True)]
+        out = list(np.arange(len(pairs)) == rng.integers(len(pairs)))
+    kept = [pair for pair, left in zip(pairs, out, strict=True) if not left]
+    return kept, [pair for pair, left in zip(pairs, out, strict=True) if left]
 
 
 def _score(flow: SRast, arrays: SplitArrays, rows: SplitRows, run: Run) -> Callable[[Any], float]:
