@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stfm_jax.ops import metrics
-from stfm_jax.ops.neighbors import knn_graph
+from stfm_jax.score.spatial import moran
 
 NUM_SINGLE_DRAWS = 8  # draws scored one by one; their mean score is the row's
 
@@ -47,14 +47,7 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
     }
     scores = {name: metrics.mean_over_genes(values)[0] for name, values in per_gene.items()}
     scores["gene_structure"] = metrics.gene_structure(pred, true)
-    scores["moran"] = float(
-        np.mean(
-            [
-                metrics.moran_agreement(p, y, *knn_graph(c, min(8, len(c) - 1)))
-                for p, y, c in zip(prediction, test.expr, test.coords_um, strict=True)
-            ]
-        )
-    )
+    scores["moran"] = moran(prediction, test.expr, test.coords_um)
     if test.around is not None:
         parts = zip(prediction, test.expr, test.around, strict=True)
         scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))

@@ -11,7 +11,7 @@ from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.lattice import find_lattice
 from stfm_jax.errors import InputError
 from stfm_jax.ops import metrics
-from stfm_jax.ops.neighbors import knn_graph
+from stfm_jax.score.spatial import moran
 
 LEAST_COUNTS = 5  # of a parent whose ratios are scored
 _WINDOW = 7  # of SSIM, children
@@ -73,14 +73,7 @@ def score(
     similar = [ssim(pair.high.coords_um, *log) for pair, log in zip(pairs, logs, strict=True)]
     if not any(value is None for value in similar):
         scores["ssim"] = float(np.mean(similar))
-    scores["moran"] = float(
-        np.mean(
-            [
-                metrics.moran_agreement(*log, *knn_graph(pair.high.coords_um, 4))
-                for pair, log in zip(pairs, logs, strict=True)
-            ]
-        )
-    )
+    scores["moran"] = moran(*zip(*logs, strict=True), [pair.high.coords_um for pair in pairs])
     scores["mass_error"] = max(
         mass_error(*part) for part in zip(pairs, counts, prediction, strict=True)
     )
