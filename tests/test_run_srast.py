@@ -169,6 +169,27 @@ def test_two_processes_of_two_devices(data, work, low, tmp_path):
     assert written == {"again", "high.h5ad", "high.png", "alone.h5ad", "alone.png"}
 
 
+def test_trained_on_simulated_tissue_and_scored_on_one_slide(data, tmp_path, capfd):
+    """Which trains nothing; the simulated spots must lie closer than the groups are wide."""
+    alone = tiny.write(tmp_path / "one", [section("P0", 0)])
+    fields = {
+        "data__dir": str(alone),
+        "srast__simulated_seeds": (0,),
+        "data__tissue__num_sections": 2,
+        "data__tissue__spots": 100,
+        "data__tissue__num_genes": 40,
+        "coarsen__group": "size",
+        "coarsen__size_um": 240.0,
+    }
+    made = config(**fields, data__tissue__pitch_um=300.0)
+    assert tiny.run(made, tmp_path / "work") == 2
+    words = ["P1_S1", "has one child", "300 um apart", "--config.data.tissue.pitch_um"]
+    assert_message(capfd.readouterr().err, words)
+    assert tiny.run(config(**fields, data__tissue__pitch_um=100.0), tmp_path / "work") == 0
+    (fold,) = read_json(tmp_path / "work" / "metrics.json")["folds"]
+    assert fold["test"] == ["P0"] and len(fold["train"]) == 2
+
+
 @pytest.mark.parametrize("kind", ["largest_remainder", "multinomial", "real"])
 def test_predict_splits_every_count(data, work, low, tmp_path, kind):
     output = tmp_path / "high.h5ad"
@@ -353,6 +374,10 @@ def test_bad_files_are_refused(data, work, low, tmp_path, capfd, what, mode):
         ({"coarsen__group": "hex7"}, ["its lattice is square", "hex7"]),
         ({"coarsen__group": "size"}, ["--config.coarsen.size_um"]),
         ({"coarsen__group": "named"}, ["obs['parent']"]),
+        (
+            {"coarsen__group": "size", "coarsen__size_um": 64.0},
+            ["144 parents has one child", "100 um apart", "--config.coarsen.size_um"],
+        ),
         ({"srast__width": 9}, ["config.srast.width (9)", "config.srast.heads (2)"]),
         ({"srast__pairing": "optimal"}, ["srast.pairing=optimal", "--config.srast.noise=uniform"]),
         ({"srast__trained_on": 2}, ["none is left to train on", "--config.srast.trained_on"]),

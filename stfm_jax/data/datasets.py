@@ -54,16 +54,22 @@ class Dataset:
         return [self.slides[name] for name in names]
 
 
-def load(data: Any, embeddings_dir: str | None = None, encoder: str | None = None) -> Dataset:
+def load(
+    data: Any,
+    embeddings_dir: str | None = None,
+    encoder: str | None = None,
+    trained_on: bool = True,
+) -> Dataset:
     """Reads the data set that a config's `data` section describes.
 
     Args:
       data: ConfigDict with `reader`, `dir` and what the reader needs (configs/base.py).
       embeddings_dir: root of precomputed embeddings in the HEST layout, if they are used.
       encoder: their name.
+      trained_on: whether folds are needed; without, one slide is enough.
 
     Raises:
-      InputError, FileNotFoundError: as the readers do.
+      InputError, FileNotFoundError: as the readers do; one slide alone.
     """
     if data.normalization not in NORMALIZATIONS:
         raise InputError(
@@ -84,6 +90,11 @@ def load(data: Any, embeddings_dir: str | None = None, encoder: str | None = Non
         raise InputError(
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
         )
+    if trained_on and not dataset.folds:
+        raise InputError(
+            f"{next(iter(dataset.slides))}: one slide alone cannot be split into training and test "
+            "slides; give at least two."
+        )
     spots = sum(slide.num_spots for slide in dataset.slides.values())
     _LOG.info("%d slides, %d spots; %s", len(dataset.slides), spots, dataset.folds_from)
     return dataset
@@ -97,7 +108,10 @@ def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[st
 
 
 def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
-    """Folds by patient; by section where there is one patient, which the report says."""
+    """Folds by patient; by section where there is one patient, which the report says.
+
+    None of one slide.
+    """
     patients = {name: slide.patient or name for name, slide in slides.items()}
     groups = sorted(set(patients.values()))
     note = f"folds leave one of {len(groups)} patients out"
@@ -109,10 +123,7 @@ def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
             "generalisation to patients"
         )
     if len(groups) < 2:
-        raise InputError(
-            f"{next(iter(slides))}: one slide alone cannot be split into training and test "
-            "slides; give at least two."
-        )
+        return (), "one slide"
     folds = tuple(
         Fold(
             tuple(n for n in slides if patients[n] != group),

@@ -24,6 +24,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Method
 from stfm_jax.models.parts import Split
 from stfm_jax.ops import metrics, simplex
+from stfm_jax.ops.neighbors import median_spacing
 from stfm_jax.plots import slides as plots
 from stfm_jax.plots import split as split_plots
 from stfm_jax.problems.problem import Cases, Predicted, Problem
@@ -63,8 +64,21 @@ class SplitSettings(Settings):
             )
 
     def pair(self, slide: Slide) -> Pair:
-        """A slide and its coarser self."""
-        return coarsen.coarsened(slide, self.group, self.shift, self.size_um)
+        """A slide and its coarser self.
+
+        Raises:
+          InputError: it cannot be coarsened, or no parent gets two children.
+        """
+        pair = coarsen.coarsened(slide, self.group, self.shift, self.size_um)
+        if pair.num_children.max() > 1:
+            return pair
+        apart = median_spacing(slide.coords_um)
+        raise InputError(
+            f"{slide.where}: each of its {pair.low.num_spots} parents has one child, so there is "
+            f"nothing to split: its spots lie {apart:.0f} um apart. Choose larger groups (of "
+            "squares, a larger --config.coarsen.size_um); for simulated tissue to train on, a "
+            "smaller --config.data.tissue.pitch_um."
+        )
 
     def scored_pair(self, slide: Slide) -> Pair:
         """The pair of a slide; of a large one its middle: SCORED parents, with their children."""
@@ -105,9 +119,10 @@ class SplitProblem(Problem):
         settings, config = self.settings, self.config
         stored = config.encoder.dir if settings.image and self.encoder is None else ""
         name = config.encoder.name if stored else None
-        dataset = datasets.load(config.data, stored or None, name)
-        if settings.simulated_seeds:
-            dataset = _with_simulated(dataset, config.data.tissue, settings.simulated_seeds)
+        simulated = settings.simulated_seeds
+        dataset = datasets.load(config.data, stored or None, name, trained_on=not simulated)
+        if simulated:
+            dataset = _with_simulated(dataset, config.data.tissue, simulated)
         for slide in dataset.all:
             settings.pair(slide)
         return dataset

@@ -42,9 +42,15 @@ def test_slides_without_a_patient_are_patients_of_their_own():
     assert "3 patients" in note
 
 
-def test_one_slide_cannot_be_split():
+def test_one_slide_cannot_be_split(tmp_path):
+    """But it can be scored by what was trained on others."""
+    assert datasets.leave_one_out(slides(a1="A"))[0] == ()
+    h5ad.write(tiny.slides(1)[0], tmp_path / "a1.h5ad")
+    data = tiny.config(data__dir=str(tmp_path)).data
     with pytest.raises(InputError, match=r"a1: one slide alone.*at least two"):
-        datasets.leave_one_out(slides(a1="A"))
+        datasets.load(data)
+    alone = datasets.load(data, trained_on=False)
+    assert list(alone.slides) == ["a1"] and alone.folds == ()
 
 
 def test_anndata_folder(tmp_path):
