@@ -20,6 +20,7 @@ METHODS = {
     "ridge_smooth": "stfm_jax.models.ridge_smooth:RidgeSmooth",
     "ridge_context": "stfm_jax.models.ridge_context:RidgeContext",
     "kernel_ridge": "stfm_jax.models.kernel_ridge:KernelRidge",
+    "random_forest": "stfm_jax.models.random_forest:RandomForest",
     "neighbour_copy": "stfm_jax.models.neighbour_copy:NeighbourCopy",
     "centred_sum": "stfm_jax.models.centred_sum:CentredSum",
     "anchor": "stfm_jax.models.anchor:Anchor",
