@@ -1,4 +1,4 @@
-"""The command line behind run.py: modes, the workdir's identity, errors for people."""
+"""What the command line does: modes, the workdir's identity, errors for people."""
 
 from __future__ import annotations
 
@@ -27,13 +27,8 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import disk_full_message, is_disk_full, read_json, write_json
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 
-MODES = ("train", "eval", "predict", "embed")
-FREE_FIELDS = (
-    "methods",
-    "predict",
-    "fold",
-    "devices",
-)  # may change without making another experiment
+# What may change without making another experiment.
+FREE_FIELDS = ("methods", "predict", "fold", "devices")
 _LOG = logging.getLogger("stfm_jax")
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 

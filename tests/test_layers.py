@@ -55,7 +55,7 @@ def internal(names: set[str]) -> list[tuple[str, ...]]:
 
 def level(path: tuple[str, ...]) -> int:
     """Of a module's path below the package. The package itself carries the version: lowest."""
-    if not path or path[0].startswith("__"):
+    if not path or path[0] in ("__init__", "__version__"):
         return -1
     return LEVEL.get(path[0], TOP)
 

@@ -14,9 +14,9 @@ import numpy as np
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-import run as entry
 from configs import demo
 from stfm_jax import cli
+from stfm_jax import command as entry
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.data.slide import Slide
@@ -107,7 +107,7 @@ def command(*argv: str) -> int:
     sys.modules.pop("config_config", None)  # under which ml_collections loads every config file
     with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(argv)):
         try:
-            entry._parse(list(argv))
+            entry.parse(list(argv))
         except SystemExit as stop:
             return stop.code
         return run(entry._CONFIG.value, entry._WORKDIR.value, entry._MODE.value)

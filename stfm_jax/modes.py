@@ -1,0 +1,8 @@
+"""What the command line can do; apart, so that help and mistakes are answered at once."""
+
+MODES = {
+    "train": "fit the methods to every fold and score them, then fit them to all slides",
+    "eval": "score the saved models again and rewrite the report",
+    "predict": "predict a file with a method fitted to all slides",
+    "embed": "write the built-in encoder's features, and nothing else",
+}
