@@ -1,7 +1,7 @@
 """STFlow as published, in plain PyTorch: the yardstick for tests and benchmarks.
 
 Written for this project from the paper's equations (arXiv 2506.05361) and the public code's
-defaults as METHODS.md states them, with none of our tricks: the attention MLP acts on the full
+defaults as docs/methods.md states them, with none of our tricks: the attention MLP acts on the full
 concatenation, the graph comes from an N x N distance matrix, neighbours are gathered into dense
 [n, k] arrays, the four frames are explicit, and graph and frames are computed again in every block
 of every evaluation. It therefore has the published form's weaknesses too: exactly k neighbours

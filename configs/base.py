@@ -179,6 +179,7 @@ def get_config() -> ConfigDict:
     predict.um_per_px = config_dict.placeholder(float)
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
+    predict.maps = True  # pictures beside the output
     predict.html = True  # of a stack, the view in 3D
     predict.children = ""  # srast: file of the children, with obs['parent']; else their lattice's
     predict.whole = "largest_remainder"  # srast: draws in whole counts; or multinomial | real

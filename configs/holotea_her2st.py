@@ -16,8 +16,8 @@ coverage80 (some 13 minutes for each normalisation, side by side, after the base
     holotea           .630                              .539
     holotea_draw            .909 .797 .857 .768               .904 .640 .676 .773
 
-Ablations stand in the README. How neighbours are retrieved (config.stack) was chosen by leaving out
-training sections, before this table was made.
+Ablations stand in docs/results.md. How neighbours are retrieved (config.stack) was chosen by
+leaving out training sections, before this table was made.
 """
 
 from configs import base, her2st_stflow

@@ -1,9 +1,8 @@
-"""What the command line does: modes, the workdir's identity, errors for people."""
+"""What the command line does: modes, and errors for people."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -12,23 +11,19 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from stfm_jax import experiment
+from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
-from stfm_jax.models.method import SPLIT, STACK
-from stfm_jax.predict import slide, split, stack
-from stfm_jax.problems.table import problem_of
+from stfm_jax.predict.file import predict_file
 from stfm_jax.runtime import distributed
-from stfm_jax.runtime.files import disk_full_message, is_disk_full, read_json, write_json
+from stfm_jax.runtime.files import disk_full_message, is_disk_full
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 
-# What may change without making another experiment.
-FREE_FIELDS = ("methods", "predict", "fold", "devices")
 _LOG = logging.getLogger("stfm_jax")
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -45,12 +40,12 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     distributed.check_alike(
         "config or versions", f"{mode} {config.to_json_best_effort()} {versions}"
     )
-    check_workdir(config, workdir, new=mode in ("train", "embed"))
+    workdirs.check(config, workdir, new=mode in ("train", "embed"))
     if mode == "predict":
         _predict(config, workdir)
         return
     opened = experiment.open_experiment(config, workdir)
-    with claimed_workdir(opened):
+    with workdirs.claimed(opened):
         opened = experiment.embed_slides(opened)
         if mode == "embed":
             _tell_of_embeddings(opened)
@@ -81,81 +76,7 @@ def _tell_of_embeddings(opened: experiment.Experiment) -> None:
 
 def _predict(config: ConfigDict, workdir: Path) -> None:
     model, folder = experiment.load_model(config, workdir)
-    encoder = problem_of(config, [model.method]).encoder
-    if model.method.problem == SPLIT:
-        split.run(config, model, folder, encoder)
-    elif STACK in model.method.needs:
-        stack.run(model, stack.read_input(config, model), config, folder)
-    else:
-        slide.predict(model, slide.read_input(config, encoder, model), config, folder)
-
-
-def check_workdir(config: ConfigDict, workdir: Path, new: bool) -> None:
-    """Refuses a workdir before anything is read.
-
-    Raises:
-      InputError: it belongs to another config, or is not `new` and holds none.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        _check_same(_plain(config), read_json(path), workdir)
-    elif not new:
-        raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
-
-
-@contextlib.contextmanager
-def claimed_workdir(opened: experiment.Experiment) -> Iterator[None]:
-    """Writes the resolved config into a workdir that has none, which belongs to it from then on.
-
-    After every check that needs no embedding, and undone where bad input ends the run before
-    anything else is written: a corrected command must not be refused as another experiment. Before
-    the embedding, whose files are known by the slides' names: another config must not take them
-    for its own.
-
-    Raises:
-      InputError: what a fold's genes cannot be chosen for.
-    """
-    workdir, path = opened.workdir, opened.workdir / "config.json"
-    if path.exists():
-        yield
-        return
-    experiment.check_folds(opened)
-    existed = workdir.exists()
-    write_json(path, _plain(opened.config))
-    try:
-        yield
-    except (InputError, OSError):
-        if distributed.is_main() and list(workdir.iterdir()) == [path]:
-            path.unlink()
-            if not existed:
-                workdir.rmdir()
-        raise
-
-
-def _plain(config: ConfigDict) -> dict:
-    return json.loads(config.to_json_best_effort())
-
-
-def _check_same(mine: dict, theirs: dict, workdir: Path) -> None:
-    differing = [
-        f"{name} is {there!r} there and {here!r} here"
-        for name, here, there in _differences(mine, theirs)
-        if name.split(".")[0] not in FREE_FIELDS
-    ]
-    if differing:
-        raise InputError(
-            f"{workdir}: belongs to another config: {'; '.join(differing[:3])}"
-            + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
-            + ". Use another --workdir, or the config it was made with."
-        )
-
-
-def _differences(a: Any, b: Any, prefix: str = ""):
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            yield from _differences(a.get(key), b.get(key), f"{prefix}{key}.")
-    elif a != b:
-        yield prefix[:-1], a, b
+    predict_file(config, model, folder)
 
 
 def guarded(main: Callable[[], None]) -> int:

@@ -1,4 +1,4 @@
-"""Imports point down only (DESIGN.md); read from the source, without importing it."""
+"""Imports point down only; read from the source, without importing it."""
 
 import ast
 import pathlib

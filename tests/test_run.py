@@ -1,4 +1,4 @@
-"""The modes of run.py on a tiny experiment, and the contract of what they write (DESIGN.md)."""
+"""The modes of run.py on a tiny experiment, and the contract of what they write."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def most_variable_counts(
 def most_variable_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
     """The genes of highest variance of log1p(counts per 10,000) over all spots of the slides.
 
-    Among genes present in every slide and detected in more than a tenth of the spots (FIELD-NOTES:
+    Among genes present in every slide and detected in more than a tenth of the spots (so that
     the ranking is the same whatever normalisation the model uses). Ties go by name.
     """
     common = sorted(set.intersection(*(set(slide.genes) for slide in slides)))

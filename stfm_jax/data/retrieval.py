@@ -4,7 +4,7 @@ Sections lie in one frame (see `data.registration`). For every spot the planar n
 sections within reach are candidates; they are ranked by likeness of their images, by distance in
 the plane and by distance along z, and the best are kept with attention-like weights. Who is
 retrieved depends on images and places alone, so a section whose expression is held out is retrieved
-and retrieves like any other. Everything of this module is [ours]; METHODS.md section 2.
+and retrieves like any other. Everything of this module is [ours]; docs/methods.md section 2.
 """
 
 from __future__ import annotations

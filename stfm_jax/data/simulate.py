@@ -2,7 +2,7 @@
 
 `volume` makes one patient's sections, `cohort` several patients who share gene signatures. What the
 tissue is at a point lives in `simulate_tissue.py`, how it looks under the microscope in
-`simulate_patches.py`. The simulation is [ours]; the counts are ZINB as in METHODS.md.
+`simulate_patches.py`. The simulation is [ours]; the counts are ZINB as in docs/methods.md.
 """
 
 from __future__ import annotations

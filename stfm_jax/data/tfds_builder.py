@@ -12,8 +12,8 @@ and anywhere, without this project:
     import tensorflow_datasets as tfds
     records = tfds.builder_from_directory(folder).as_data_source(split="TENX95")
 
-Training reads the HEST files themselves, which is seventeen times faster (FIELD-NOTES). What fails
-without TensorFlow is avoided: tfrecord files, `tfds.load`, tensors with two unknown dimensions, and
+Training reads the HEST files themselves, which is seventeen times faster. What fails without
+TensorFlow is avoided: tfrecord files, `tfds.load`, tensors with two unknown dimensions, and
 sorting more than 1,000 MiB of a split through temporary files (so building holds the records of one
 slide in memory: 2.5 GiB for 600,000 spots of 1,024 features).
 """

@@ -37,7 +37,8 @@ class Encoder:
         if self.kind not in BUILT_IN:
             raise InputError(
                 f"config.encoder.name must be one of {', '.join(BUILT_IN)} to be computed here, "
-                f"found {self.kind!r}; embeddings of other encoders are read (see the README)."
+                f"found {self.kind!r}; embeddings of other encoders are read "
+                "(docs/data_and_files.md)."
             )
 
     @property

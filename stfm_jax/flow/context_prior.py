@@ -4,7 +4,7 @@ Empirical: the expression of one of the spots retrieved for a spot on neighbouri
 by `w_ij exp(-|dz| / l)`; all genes come from the same one, so their structure comes along. ZINB:
 `mu` and `pi` of a small network on what a spot and its neighbours look like, `theta` per gene,
 fitted by its own likelihood before the flow and fixed from then on. A spot without measured
-neighbours draws from the ZINB alone. METHODS.md section 2.
+neighbours draws from the ZINB alone. docs/methods.md section 2.
 """
 
 from __future__ import annotations

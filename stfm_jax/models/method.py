@@ -112,7 +112,7 @@ class Method:
         raise NotImplementedError
 
     def hyperparameters(self, state: Any) -> dict[str, Any]:
-        """What was chosen, for fold.json; empty where nothing was."""
+        """What was chosen, for scores.json; empty where nothing was."""
         return {}
 
     def bytes_needed(self, state: Any, num_spots: int, request: Request) -> int:

@@ -2,7 +2,8 @@
 
 A trainable copy of the base's blocks reads the base's tokens together with the context of the
 stack, and adds to what enters each block of the base through a projection that starts at zero: at
-initialisation the 3D network is the 2D network [HoloTea; the form is ours, METHODS.md section 2].
+initialisation the 3D network is the 2D network [HoloTea; the form is ours, docs/methods.md
+section 2].
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Scores of predicted expression, on the host in NumPy, float64.
 
 Accuracy per gene, structure between genes and in space, calibration of draws. Intervals for
-differences are in bootstrap.py. Nothing here knows of methods, folds' names or files (eval/ does).
+differences are in bootstrap.py. Nothing here knows of methods, folds' names or files (score/ does).
 Arrays are [n, g]: spots of one test set (all test slides of a fold together) by genes.
 
-Two rules hold throughout (METHODS.md, "Protocol and metrics"): a prediction without variation
+Two rules hold throughout (docs/methods.md, "Protocol and metrics"): a prediction without variation
 scores 0, never NaN; what has no variation in the truth cannot be scored, gets NaN, and
 `mean_over_genes` leaves it out and counts it.
 """

@@ -1,6 +1,6 @@
 """Zero-inflated negative binomial counts: log-probability, samples, per-gene fit.
 
-Notation (METHODS.md): `mu` is the mean of the NB component, `theta` its inverse dispersion (NB
+Notation (docs/methods.md): `mu` is the mean of the NB component, `theta` its inverse dispersion (NB
 variance mu + mu^2/theta), `pi_logits` the logit of the zero-inflation probability pi. The ZINB
 mean is (1 - pi) mu. Log-probability and samples are JAX functions that broadcast; `fit` runs on the
 host in float64. Normalisation of draws (log1p, library size) lives in flow/priors.py.

@@ -161,7 +161,8 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
             "the input holds counts too: gene-wise Pearson %.3f", metrics.mean_over_genes(scores)[0]
         )
     title = f"{slide.name}: predicted by {model.method.name}"
-    _draw_maps(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
+    if config.predict.maps:
+        _draw_maps(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
 
 
 def _annotations(

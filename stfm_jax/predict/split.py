@@ -79,7 +79,8 @@ def run(config: Any, model: Model, checkpoint: Path, encoder: Any = None) -> Non
         pair.low.where, pair.low.num_spots, pair.high.num_spots, len(genes), output,
     )  # fmt: skip
     _compare(pair, output, names)
-    _draw_maps(pair, output, names, model.method.name, draws)
+    if options.maps:
+        _draw_maps(pair, output, names, model.method.name, draws)
 
 
 def _predicted(model: Model, pair: Pair, request: Request) -> Iterable[Split]:

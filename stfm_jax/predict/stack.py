@@ -165,7 +165,8 @@ def run(model: Model, given: StackInput, config: Any, checkpoint: Path) -> None:
         *adata.shape,
         output,
     )
-    _draw(output, results, genes, config.predict.html)
+    if config.predict.maps:
+        _draw(output, results, genes, config.predict.html)
     if given.why is not None:
         _explain(model, given.sections, *given.why, output)
 

@@ -1,7 +1,7 @@
 """From scores to summaries over folds and tables in plain text.
 
-The shape of metrics.json is a contract with scripts (README, "Files"). Nothing here computes a
-score (score/), draws (plots/) or writes (write.py).
+The shape of metrics.json is a contract with scripts (docs/data_and_files.md). Nothing here computes
+a score (score/), draws (plots/) or writes (write.py).
 """
 
 from __future__ import annotations

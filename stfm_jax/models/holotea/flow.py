@@ -1,7 +1,7 @@
 """HoloTea: the joint expression of a section, given the other sections of its stack.
 
 It holds an STFlow, its base, which is trained first; everything here is added to that (arXiv
-2511.14613, whose text gives no formulas that we could read: the forms are [ours], METHODS.md
+2511.14613, whose text gives no formulas that we could read: the forms are [ours], docs/methods.md
 section 2):
 - the regression is moved by what neighbouring sections measured (`regression.moved`);
 - a ControlNet (`nn.control`) adds to the base's blocks, from nothing at initialisation;

@@ -1,6 +1,6 @@
 """STFlow: the joint expression of a slide's spots by flow matching (arXiv 2506.05361).
 
-Published parts and our own are told apart in METHODS.md; the network is `nn.stflow_net`, path,
+Published parts and our own are told apart in docs/methods.md; the network is `nn.stflow_net`, path,
 priors and solvers are in `flow`, draws are put together in `joint`. Here are the settings, what is
 estimated in closed form, and the functions of a batch.
 """

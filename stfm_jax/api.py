@@ -1,0 +1,234 @@
+"""The Python face: a trained folder and an AnnData in, a new AnnData out.
+
+    import stfm_jax as stfm
+
+    model = stfm.load("runs/demo")
+    predicted = model.predict(adata)
+
+It takes the command's own way (`predict.file`): what is given is written to a temporary file as far
+as prediction looks at it, and what the command would write is read back. So both give the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata
+from ml_collections import ConfigDict
+
+from stfm_jax import builtin, experiment, store
+from stfm_jax import workdir as workdirs
+from stfm_jax.errors import InputError
+from stfm_jax.models.method import EXPRESSION, STACK
+from stfm_jax.predict.file import predict_file
+
+Data = anndata.AnnData | str | os.PathLike
+
+_OBS = ("in_tissue", "patient", "section", "parent", "measured", "z_um")  # what readers look at
+_UNS = ("spatial_unit", "um_per_px", "encoder", "z_um")
+_PLACES = ("spatial", "spatial3d")
+
+
+class Model:
+    """A method fitted in a workdir; made by `load` and `fit`."""
+
+    def __init__(self, workdir: Path, config: ConfigDict, fitted: store.Model, folder: Path):
+        self.workdir, self.config = workdir, config
+        self._fitted, self._folder = fitted, folder
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self._fitted.method.name
+
+    @property
+    def genes(self) -> list[str]:
+        """Genes that are predicted; of a method that splits counts, those it was trained on."""
+        return [str(gene) for gene in self._fitted.genes.scored]
+
+    def __repr__(self) -> str:
+        return f"<{self.method} of {self.workdir}, {len(self.genes)} genes>"
+
+    def predict(
+        self,
+        data: Data,
+        image: str | os.PathLike | None = None,
+        um_per_px: float | None = None,
+        draws: int = 8,
+        *,
+        spatial_unit: str | None = None,
+        features_key: str = "features",
+        embeddings: str | os.PathLike | None = None,
+        children: Data | None = None,
+        sections: Sequence[str] = (),
+    ) -> anndata.AnnData:
+        """Predicts a slide, the sections of a stack that were not measured, or a finer resolution.
+
+        Args:
+          data: an AnnData or the path of one: a slide with `obsm['spatial']` and an embedding in
+            `obsm[features_key]`, or an `image`. For a method for stacks all sections of one stack,
+            in one AnnData (`obs['section']`) or a folder of files. For a method that splits counts
+            the low resolution, with counts. It is left as it is.
+          image: path of the slide's H&E image, where there is no embedding.
+          um_per_px: micrometres per pixel of coordinates in pixels.
+          draws: of a method that draws.
+          spatial_unit: `um` or `pixel`, over `uns['spatial_unit']`.
+          features_key: key of the embedding in `obsm`.
+          embeddings: path of a file of embeddings instead, aligned by barcode.
+          children: of a method that splits counts, the finer spots, which name their parents in
+            `obs['parent']`.
+          sections: of a stack, those to generate whatever counts they hold.
+
+        Returns:
+          A new AnnData: the mean in `X`, `layers` over draws, places in `obsm`, provenance in
+          `uns`; what the command line writes (docs/data_and_files.md).
+
+        Raises:
+          InputError: an argument, or what a file holds; says what was expected and what to do.
+        """
+        with _as_arguments(), tempfile.TemporaryDirectory(prefix="stfm-") as folder:
+            config = self.config.copy_and_resolve_references()
+            output = Path(folder) / "predicted.h5ad"
+            given = {
+                "input": self._path(data, Path(folder) / "data.h5ad", features_key),
+                "output": str(output),
+                "image": _path_or_empty(image),
+                "um_per_px": um_per_px,
+                "draws": draws,
+                "spatial_unit": spatial_unit or "",
+                "features_key": features_key,
+                "embeddings": _path_or_empty(embeddings),
+                "sections": tuple(sections),
+                "maps": False,
+                "html": False,
+            }
+            if children is not None:
+                path = Path(folder) / "children.h5ad"
+                given["children"] = self._path(children, path, features_key)
+            with config.unlocked():
+                for name, value in given.items():
+                    config.predict[name] = value
+            predict_file(config, self._fitted, self._folder)
+            return anndata.read_h5ad(output)
+
+    def _path(self, data: Data, path: Path, features_key: str) -> str:
+        """The path of what was given; of an AnnData that of a file with what is looked at."""
+        if isinstance(data, str | os.PathLike):
+            return os.path.expanduser(os.fspath(data))
+        if not isinstance(data, anndata.AnnData):
+            raise InputError(
+                f"expected an AnnData, or the path of a file or folder, found "
+                f"{type(data).__name__}."
+            )
+        method = self._fitted.method
+        counted = method.problem != EXPRESSION or STACK in method.needs
+        _relevant(data, features_key, counted).write_h5ad(path)
+        return str(path)
+
+
+def load(workdir: str | os.PathLike, method: str | None = None, fold: int | None = None) -> Model:
+    """The model that a workdir holds; needs nothing but the folder.
+
+    Args:
+      workdir: of a finished run of the command or of `fit`.
+      method: one of its methods; None: the one its config names for predicting, or the last.
+      fold: the model of a fold, which never saw its test slides; None: of all slides.
+
+    Raises:
+      InputError: there is no such folder or method, or it is damaged.
+    """
+    with _as_arguments():
+        path = Path(os.path.expanduser(os.fspath(workdir)))
+        config = workdirs.read_config(path)
+        with config.unlocked():
+            config.fold = fold
+            config.predict.method = method or config.predict.method
+        return Model(path, config, *experiment.load_model(config, path))
+
+
+def fit(
+    config: ConfigDict | str,
+    adatas: Mapping[str, anndata.AnnData] | str | os.PathLike,
+    workdir: str | os.PathLike,
+    method: str | None = None,
+) -> Model:
+    """Trains and scores an experiment on AnnData objects, and returns the model that predicts.
+
+    Args:
+      config: a config, or the name of a built-in one; its data section is set to read what is
+        given. Where slides hold embeddings, `encoder.name` should be "precomputed".
+      adatas: slides by name, with counts in `X` or `layers['counts']`, `obsm['spatial']` and an
+        embedding; or a folder of such files. They are left as they are, and copied into the
+        workdir, which can be trained on again.
+      workdir: for everything that is written, the report too; goes on where it was stopped.
+      method: see `load`.
+
+    Raises:
+      InputError: the config, an argument, or what a slide holds.
+    """
+    with _as_arguments():
+        made = builtin.get_config(config) if isinstance(config, str) else config
+        made = made.copy_and_resolve_references()
+        path = Path(os.path.expanduser(os.fspath(workdir)))
+        with made.unlocked():
+            made.data.reader = "anndata"
+            made.data.dir = str(_folder_of(adatas, path, made.data.features_key).absolute())
+            made.data.unseen = 0
+        workdirs.check(made, path, new=True)
+        opened = experiment.open_experiment(made, path)
+        with workdirs.claimed(opened):
+            experiment.train(experiment.place_slides(experiment.embed_slides(opened)))
+        return load(path, method)
+
+
+def _folder_of(adatas: Any, workdir: Path, features_key: str) -> Path:
+    if isinstance(adatas, str | os.PathLike):
+        return Path(os.path.expanduser(os.fspath(adatas)))
+    if not isinstance(adatas, Mapping) or not all(
+        isinstance(adata, anndata.AnnData) for adata in adatas.values()
+    ):
+        raise InputError("expected adatas to be AnnData objects by name, or a folder of files.")
+    folder = workdir / "slides"
+    for name, adata in adatas.items():
+        if not re.fullmatch(r"[\w. -]{1,100}", name) or name.startswith("."):
+            raise InputError(f"the name of a slide becomes that of a file, found {name!r}.")
+        path = folder / f"{name}.h5ad"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _relevant(adata, features_key, counted=True).write_h5ad(path)
+    return folder
+
+
+def _relevant(adata: anndata.AnnData, features_key: str, counted: bool) -> anndata.AnnData:
+    """A new AnnData of what is looked at; the others' oddities are not ours to write."""
+    kept = {
+        "obs": adata.obs[[name for name in _OBS if name in adata.obs]].copy(),
+        "obsm": {k: adata.obsm[k] for k in (*_PLACES, features_key) if k in adata.obsm},
+        "uns": {name: adata.uns[name] for name in _UNS if name in adata.uns},
+    }
+    if not counted:
+        return anndata.AnnData(**kept)
+    layers = {"counts": adata.layers["counts"]} if "counts" in adata.layers else {}
+    return anndata.AnnData(X=adata.X, var=adata.var[[]].copy(), layers=layers, **kept)
+
+
+def _path_or_empty(path: str | os.PathLike | None) -> str:
+    return "" if path is None else os.path.expanduser(os.fspath(path))
+
+
+@contextlib.contextmanager
+def _as_arguments() -> Iterator[None]:
+    """Turns messages of the command into those of a function: arguments are named, not flags."""
+    try:
+        yield
+    except (InputError, FileNotFoundError) as error:
+        said = re.sub(r"(--)?config\.predict\.(\w+)(=\w+\.h5ad)?", r"\2", str(error))
+        said = re.sub(r"--(config\.)?", "", said)
+        said = re.sub(r" \(\S*stfm-\w+/\w+\.h5ad\)", "", said)
+        raise InputError(said) from error

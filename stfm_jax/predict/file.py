@@ -1,0 +1,31 @@
+"""Predicts whatever `config.predict.input` names, by whatever method: a slide, a stack, a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stfm_jax.models.method import SPLIT, STACK
+from stfm_jax.predict import slide, split, stack
+from stfm_jax.problems.table import problem_of
+from stfm_jax.store import Model
+
+
+def predict_file(config: Any, model: Model, folder: Path) -> None:
+    """Writes `config.predict.output`, and pictures beside it.
+
+    Args:
+      config: with the section `predict`.
+      model: fitted.
+      folder: where it lies, for provenance.
+
+    Raises:
+      InputError: options, files, or what they hold.
+    """
+    encoder = problem_of(config, [model.method]).encoder
+    if model.method.problem == SPLIT:
+        split.run(config, model, folder, encoder)
+    elif STACK in model.method.needs:
+        stack.run(model, stack.read_input(config, model), config, folder)
+    else:
+        slide.predict(model, slide.read_input(config, encoder, model), config, folder)
