@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     distributed.check_alike(
         "config or versions", f"{mode} {config.to_json_best_effort()} {versions}"
     )
-    workdirs.check(config, workdir, new=mode in ("train", "embed"))
+    workdirs.check(config, workdir, mode in ("train", "embed"), reads_data=mode != "predict")
     if mode == "predict":
         _predict(config, workdir)
         return

@@ -355,5 +355,7 @@ def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
     name = config.predict.method or config.methods[-1]
     method = table.build(name, config)
     place = workdir / (FINAL if config.fold is None else f"fold_{config.fold}")
-    folder = model_folder(place, method, config.seed)
+    folder, first_form = model_folder(place, method, config.seed), place / "model"
+    if not store.exists(folder) and store.exists(first_form):
+        return store.load_first_form(first_form, method), first_form
     return store.load(folder, method), folder

@@ -22,6 +22,7 @@ import stfm_jax
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Genes, Method
+from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.files import load_arrays, read_json, save_arrays, write_json
 
 _NEEDED = {"method", "genes", "targets", "encoder", "features", "epochs"}
@@ -62,6 +63,32 @@ def save(folder: Path, model: Model) -> None:
     )
 
 
+def load_first_form(folder: Path, method: Method) -> Model:
+    """Reads a model as versions up to commit 0c00b60 wrote them, one method in a fold.
+
+    fitted.npz, residuals.npz (of STFlow and HoloTea) and params/ (Orbax) beside model.json.
+
+    Raises:
+      InputError: it is not there, damaged, or of another method.
+    """
+    known = read_json(folder / "model.json")
+    owner = method.state_of or method.name
+    if known.get("method") != owner:
+        raise InputError(
+            f"{folder}: holds {known.get('method')!r} alone, as versions before 2026-11-27 did; "
+            f"{owner!r} has to be trained, in another --workdir."
+        )
+    arrays = {"fitted": load_arrays(folder / "fitted.npz"), "epochs": known["epochs"]}
+    if (folder / "residuals.npz").exists():
+        arrays |= load_arrays(folder / "residuals.npz")
+    checkpoint = Checkpoint(folder / "params")
+    arrays["params"] = checkpoint.restore_as_saved()
+    checkpoint.close()
+    genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
+    state = _state(method, arrays, folder / "fitted.npz")
+    return Model(method, state, genes, known["encoder"], known.get("features", 0))
+
+
 def exists(folder: Path) -> bool:
     """Whether a whole model is there."""
     return (folder / "model.json").exists()
@@ -74,15 +101,18 @@ def load(folder: Path, method: Method) -> Model:
       InputError: it is not there, damaged, or was written by another version.
     """
     known, path = about(folder), folder / "state.npz"
-    arrays = load_arrays(path)
+    state = _state(method, load_arrays(path), path)
+    genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
+    return Model(method, state, genes, known["encoder"], known["features"])
+
+
+def _state(method: Method, arrays: dict, path: Path) -> Any:
     try:
-        state = restored(method.State, arrays)
+        return restored(method.State, arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: was written by another version ({error}); train again."
         ) from error
-    genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
-    return Model(method, state, genes, known["encoder"], known["features"])
 
 
 def about(folder: Path) -> dict[str, Any]:

@@ -20,17 +20,32 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import read_json, write_json
 
 FREE_FIELDS = ("methods", "predict", "fold", "devices")
+_WHERE_DATA_LIE = ("data.dir", "encoder.dir")
+# What reproduces the version that wrote a config.json without the field, a line each; fields that
+# are not named here began with what was done before as their default.
+LEGACY = {
+    "methods": lambda stored: _ROWS[stored["method"]],  # to 0c00b60: one method and its baselines
+}
+_REGRESSIONS = ("mean", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge", "anchor")
+_OF_STACKS = ("neighbour_copy", "centred_sum", "stflow", "holotea_he", "holotea")
+_ROWS = {
+    "stflow": (*_REGRESSIONS, "stflow"),
+    "holotea": (*_REGRESSIONS, *_OF_STACKS),
+    "srast": ("uniform", "bilinear", "bicubic", "gaussian", "srast"),
+}
+_GONE = ("method",)  # fields of earlier versions
 
 
-def check(config: ConfigDict, workdir: Path, new: bool) -> None:
-    """Refuses a workdir before anything is read.
+def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True) -> None:
+    """Refuses a workdir before anything is read; where no data are read they may have moved.
 
     Raises:
       InputError: it belongs to another config, or is not `new` and holds none.
     """
     path = workdir / "config.json"
     if path.exists():
-        _check_same(_plain(config), read_json(path), workdir)
+        free = FREE_FIELDS if reads_data else (*FREE_FIELDS, *_WHERE_DATA_LIE)
+        _check_same(_plain(config), _plain(read_config(workdir)), workdir, free)
     elif not new:
         raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
 
@@ -78,8 +93,27 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"{path}: expected a config, found {type(stored).__name__}.")
     config = builtin.get_config("base")
     with config.unlocked():
-        _fill(config, stored)
+        _fill(config, _completed(stored, path))
     return config
+
+
+def _completed(stored: dict, path: Path) -> dict:
+    """A stored config with the fields that came since, and without those that went.
+
+    Raises:
+      InputError: it names what no version knows.
+    """
+    added = {}
+    for name, value in LEGACY.items():
+        if name not in stored:
+            try:
+                added[name] = value(stored)
+            except KeyError as error:
+                raise InputError(
+                    f"{path}: lacks {name!r}, which this version cannot make up for ({error}); it "
+                    "was not written by a version of this library, or is damaged."
+                ) from error
+    return {name: value for name, value in (stored | added).items() if name not in _GONE}
 
 
 def _fill(config: ConfigDict, stored: dict) -> None:
@@ -99,11 +133,11 @@ def _plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json_best_effort())
 
 
-def _check_same(mine: dict, theirs: dict, workdir: Path) -> None:
+def _check_same(mine: dict, theirs: dict, workdir: Path, free: tuple[str, ...]) -> None:
     differing = [
         f"{name} is {there!r} there and {here!r} here"
         for name, here, there in _differences(mine, theirs)
-        if name.split(".")[0] not in FREE_FIELDS
+        if name not in free and name.split(".")[0] not in free
     ]
     if differing:
         raise InputError(

@@ -82,7 +82,7 @@ def read(path: str | Path) -> Embeddings:
 
 
 def open_stored(path: str | Path) -> Embeddings:
-    """Reads an embedding file as `read`, but the embeddings stay there; see `data.feature_store`."""
+    """Reads an embedding file as `read`, but embeddings stay there; see `data.feature_store`."""
     with open_hdf5(path, ("embeddings", "coords", "barcodes"), _GET, _MEND) as file:
         shape = file["embeddings"].shape
         coords = file["coords"][()]

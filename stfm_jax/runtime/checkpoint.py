@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
@@ -86,6 +87,18 @@ class Checkpoint:
         self._check_shapes(stored, abstract)
         with self._reading():
             return self._manager.restore(self.step, args=ocp.args.StandardRestore(abstract))
+
+    def restore_as_saved(self) -> PyTree:
+        """Restores the newest checkpoint as it was saved, on the host.
+
+        Raises:
+          InputError: there is none, or it is damaged.
+        """
+        if self.step is None:
+            raise InputError(f"{self.directory}: holds no checkpoint; train first.")
+        with self._reading():
+            restored = self._manager.restore(self.step, args=ocp.args.StandardRestore())
+        return jax.tree.map(np.asarray, restored)
 
     def _check_shapes(self, stored: PyTree | None, abstract: PyTree) -> None:
         if stored is None:
