@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -617,6 +618,12 @@ BOTH = [
 )
 def test_bad_input(stacked, tmp_path, capfd, mode, make, words):
     assert_refused(mode, make, words, stacked, tmp_path, capfd)
+
+
+def test_a_missing_plotly_is_told_before_the_work(stacked, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    make = to_predict({}, {})
+    assert_refused("predict", make, ["plotly", "stfm_jax[html]"], stacked, tmp_path, capfd)
 
 
 def test_nothing_is_drawn_before_all_stacks_are_registered(stacked, tmp_path, capfd):

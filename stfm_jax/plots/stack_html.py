@@ -96,7 +96,7 @@ def figure(
     stretch: float | None = None,
 ) -> Any:
     """The `plotly.graph_objects.Figure` that `write` writes: a trace for each section."""
-    go = _plotly()
+    go = plotly()
     if not values:
         raise InputError("the 3D view of a stack shows genes, found none; name at least one.")
     coords3d, labels = np.asarray(coords3d, np.float64), np.asarray(labels).astype(str)
@@ -124,13 +124,18 @@ def figure(
     return go.Figure(traces, _AROUND | layout)
 
 
-def _plotly() -> Any:
+def plotly() -> Any:
+    """The library that draws the view.
+
+    Raises:
+      InputError: it is not installed.
+    """
     try:
         import plotly.graph_objects as go
     except ImportError as error:
         raise InputError(
             "the 3D view of a stack needs plotly, which is not installed: "
-            'pip install "stfm_jax[html]".'
+            'pip install "stfm_jax[html]", or set --config.predict.html=False.'
         ) from error
     return go
 

@@ -60,6 +60,8 @@ def read_input(config: Any, model: Model) -> StackInput:
             "a stack's features are read from its .h5ad files (obsm['features']), not from "
             "--config.predict.image or --config.predict.embeddings; store each section's there."
         )
+    if options.html and options.maps:
+        stack_html.plotly()  # missing, it is told before the work, not after the volume is written
     keywords = {
         "features_key": options.features_key,
         "spatial_unit": options.spatial_unit or None,
