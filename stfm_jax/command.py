@@ -98,23 +98,24 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _with_paths(arguments: list[str]) -> list[str]:
-    """The arguments with the path of a built-in config for its name."""
-    out = []
-    for i, argument in enumerate(arguments):
+    """The arguments with the path of a built-in config for its name, as in `demo` or `hest:IDC`."""
+    out, named = [], False  # whether the argument before was --config alone
+    for argument in arguments:
         flag, equals, value = argument.partition("=")
-        name = value if equals else argument
-        is_config = (
-            flag.lstrip("-") == "config" if equals else i > 0 and _names_config(arguments[i - 1])
-        )
-        if is_config and re.fullmatch(r"\w+", name) and not os.path.exists(name):
-            path = str(builtin.path_of(name))
-            argument = f"{flag}={path}" if equals else path
+        if equals and flag in ("--config", "-config"):
+            argument = f"{flag}={_with_path(value)}"
+        elif named:
+            argument = _with_path(argument)
+        named = argument in ("--config", "-config")
         out.append(argument)
     return out
 
 
-def _names_config(argument: str) -> bool:
-    return argument in ("--config", "-config")
+def _with_path(given: str) -> str:
+    name, colon, rest = given.partition(":")
+    if not re.fullmatch(r"\w+", name) or os.path.isfile(name):
+        return given
+    return f"{builtin.path_of(name)}{colon}{rest}"
 
 
 def _config_path(argv: list[str]) -> str:

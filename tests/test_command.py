@@ -67,10 +67,13 @@ def test_help_lists_every_config_with_what_it_says_of_itself():
             section = section[part]  # a KeyError: there is no such field
 
 
-@pytest.mark.parametrize("given", [["--config=hest_idc"], ["--config", "hest_idc"]])
-def test_a_name_works_as_the_path_does(given, tmp_path):
+@pytest.mark.parametrize(
+    "given", [["--config=hest_idc"], ["--config", "hest_idc"], ["--config=hest:IDC"]]
+)
+def test_a_name_works_as_the_path_does(given, tmp_path, capfd):
     arguments = [*given, f"--workdir={tmp_path}", "--config.data.dir=/none"]
     assert tiny.command(*arguments) == 2
+    assert "/none: expected the data folder there" in capfd.readouterr().err
     assert builtin.get_config("hest_idc") == hest_idc.get_config()
 
 

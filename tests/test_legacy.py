@@ -37,12 +37,12 @@ def test_it_predicts_as_it_did(name):
     with np.load(LEGACY / name / "expected.npz") as expected:
         assert list(predicted.obs_names) == list(expected["obs_names"])
         assert list(predicted.var_names) == list(expected["var_names"])
-        np.testing.assert_allclose(dense(predicted.X), expected["X"], atol=1e-6)
+        np.testing.assert_allclose(dense(predicted.X), expected["X"], rtol=1e-6, atol=1e-6)
         layers = {k.removeprefix("layers_") for k in expected.files if k.startswith("layers_")}
         assert layers == set(predicted.layers)
         for layer in layers:
             np.testing.assert_allclose(
-                dense(predicted.layers[layer]), expected[f"layers_{layer}"], atol=1e-6
+                dense(predicted.layers[layer]), expected[f"layers_{layer}"], rtol=1e-6, atol=1e-6
             )
 
 
