@@ -87,11 +87,16 @@ class Experiment:
 
     def place(self, fold: int | None) -> Path:
         """Folder of a fold, or of the model of all slides."""
-        return self.workdir / (FINAL if fold is None else f"fold_{fold}")
+        return fold_folder(self.workdir, fold)
 
     def of_method(self, fold: int | None, name: str) -> Path:
         """Folder of a method in a fold: its scores and predictions and, if it is fitted, stages."""
         return method_folder(self.place(fold), name, self.config.seed)
+
+
+def fold_folder(workdir: Path, fold: int | None) -> Path:
+    """Folder of a fold, or of the model of all slides."""
+    return workdir / (FINAL if fold is None else f"fold_{fold}")
 
 
 def method_folder(place: Path, name: str, seed: int) -> Path:
@@ -139,9 +144,7 @@ def check_folds(opened: Experiment) -> None:
 
     Every fold is looked at, and the model of all slides: they share the workdir and its config.
     """
-    for fold in opened.dataset.folds:
-        opened.problem.cases(opened.dataset, fold)
-    opened.problem.every_case(opened.dataset)
+    opened.problem.check_genes(opened.dataset)
 
 
 def embed_slides(opened: Experiment) -> Experiment:
@@ -354,7 +357,7 @@ def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
     """
     name = config.predict.method or config.methods[-1]
     method = table.build(name, config)
-    place = workdir / (FINAL if config.fold is None else f"fold_{config.fold}")
+    place = fold_folder(workdir, config.fold)
     folder, first_form = model_folder(place, method, config.seed), place / "model"
     if not store.exists(folder) and store.exists(first_form):
         return store.load_first_form(first_form, method), first_form

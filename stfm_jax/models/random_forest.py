@@ -14,7 +14,7 @@ from stfm_jax.models.regression import RegressionSettings
 from stfm_jax.regression.features import FeatureTransform
 
 TREES = 70  # as HEST's trainer had; a third of the features tried at a split is ours
-LEAF = 3  # spots at least; smaller leaves cost memory and bring nothing [ours]
+LEAF = 3  # spots at least; smaller leaves cost memory [ours]
 
 
 class Trees(NamedTuple):

@@ -86,6 +86,12 @@ class Problem(ABC):
     def every_case(self, dataset: Dataset) -> Cases:
         """All cases to train on, for the model that predicts; none to test."""
 
+    def check_genes(self, dataset: Dataset) -> None:
+        """Raises InputError where the genes of a fold, or of all slides, cannot be chosen."""
+        for fold in dataset.folds:
+            self.cases(dataset, fold)
+        self.every_case(dataset)
+
     def placed(self, dataset: Dataset, workdir: Path) -> Dataset:
         """The data set with what must be computed of all slides together; may write how it went."""
         return dataset

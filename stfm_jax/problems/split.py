@@ -129,10 +129,7 @@ class SplitProblem(Problem):
 
     def cases(self, dataset: Dataset, fold: Fold) -> Cases:
         settings, train, test = self.settings, dataset[fold.train], dataset[fold.test]
-        scored = self._scored_genes(dataset, fold)
-        for slide in test:
-            require_genes(slide, scored)
-        genes = self._training_genes(train, set(scored))
+        scored, genes = self._genes(dataset, fold)
         pairs = [settings.scored_pair(slide) for slide in test]
         about = {
             "parents": [pair.low.num_spots for pair in pairs],
@@ -143,12 +140,27 @@ class SplitProblem(Problem):
         )
 
     def every_case(self, dataset: Dataset) -> Cases:
-        slides = dataset.all
-        if self.settings.simulated_seeds:
-            slides = dataset[dataset.folds[0].train]
+        slides = self._trained_on_at_last(dataset)
         genes = self._training_genes(slides, set())
         names = Fold(tuple(slide.name for slide in slides), ())
         return Cases(names, [self.settings.pair(slide) for slide in slides], [], genes, ())
+
+    def check_genes(self, dataset: Dataset) -> None:
+        """The same check, but no slide is coarsened for it."""
+        for fold in dataset.folds:
+            self._genes(dataset, fold)
+        self._training_genes(self._trained_on_at_last(dataset), set())
+
+    def _trained_on_at_last(self, dataset: Dataset) -> list[Slide]:
+        simulated = self.settings.simulated_seeds
+        return dataset[dataset.folds[0].train] if simulated else dataset.all
+
+    def _genes(self, dataset: Dataset, fold: Fold) -> tuple[list[str], dict[str, list[str]]]:
+        """Genes to score, which every test slide has, and those of each training slide."""
+        scored = self._scored_genes(dataset, fold)
+        for slide in dataset[fold.test]:
+            require_genes(slide, scored)
+        return scored, self._training_genes(dataset[fold.train], set(scored))
 
     def _scored_genes(self, dataset: Dataset, fold: Fold) -> list[str]:
         """Chosen on the training slides; trained on simulated tissue, on the test slides."""
