@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.devices = 0  # that share every batch; 0: all there are, of all processes
 
     data = config.data = ConfigDict()
-    data.reader = "anndata"  # hest | her2st | anndata | transcripts | simulated
+    data.reader = "anndata"  # hest | her2st | anndata | transcripts | simulated | tfds
     data.dir = ""
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
     data.num_genes = 50  # most variable on the training slides, where no panel is given

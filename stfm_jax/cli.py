@@ -25,6 +25,7 @@ from stfm_jax.runtime.files import disk_full_message, is_disk_full
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 
 _LOG = logging.getLogger("stfm_jax")
+_STARTS = ("train", "embed", "export")  # modes that make a workdir an experiment's
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -40,15 +41,22 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     distributed.check_alike(
         "config or versions", f"{mode} {config.to_json_best_effort()} {versions}"
     )
-    workdirs.check(config, workdir, mode in ("train", "embed"), reads_data=mode != "predict")
+    workdirs.check(config, workdir, mode in _STARTS, reads_data=mode != "predict")
     if mode == "predict":
         _predict(config, workdir)
         return
     opened = experiment.open_experiment(config, workdir)
+    if mode == "export":
+        from stfm_jax import export  # imports tensorflow-datasets, which takes a second
+
+        export.check(opened)
     with workdirs.claimed(opened):
         opened = experiment.embed_slides(opened)
         if mode == "embed":
             _tell_of_embeddings(opened)
+            return
+        if mode == "export":
+            export.write(opened)
             return
         opened = experiment.place_slides(opened)
         (experiment.train if mode == "train" else experiment.evaluate)(opened)

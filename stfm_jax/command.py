@@ -1,6 +1,6 @@
 """The command line: parses flags, answers help and mistakes at once, and dispatches.
 
-    python run.py --config=NAME_OR_FILE --workdir=W [--mode=train|eval|predict|embed]
+    python run.py --config=NAME_OR_FILE --workdir=W [--mode=train|eval|predict|embed|export]
         [--config.FIELD=VALUE ...]
 
 `python -m stfm_jax` is the same where the library is installed. What takes time to import is

@@ -2,6 +2,7 @@
 
     W/config.json                     the resolved config
     W/embeddings/                     features of the built-in encoder
+    W/dataset/                        the data set as --mode=export writes it
     W/fold_<i>/fold.json, truth.npz   slides and genes of the fold; what was measured
     W/fold_<i>/<method>/seed_<s>/     select/, refit/ (train.stages), model/ (store), and
                                       scores.json, predictions.npz of the fold's test slides

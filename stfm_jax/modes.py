@@ -5,4 +5,5 @@ MODES = {
     "eval": "score the saved models again and rewrite the report",
     "predict": "predict a file with a method fitted to all slides",
     "embed": "write the built-in encoder's features, and nothing else",
+    "export": "write the data set with its features, folds and genes for tensorflow-datasets",
 }

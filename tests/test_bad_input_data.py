@@ -190,7 +190,7 @@ CASES = [
         "no image to embed",
         "train",
         lambda w: w.copied() | {"encoder__name": "stain_texture"},
-        ["P1_S1", "neither features nor an image"],
+        ["P1_S1", "no image to embed, but features", "--config.encoder.name=precomputed"],
     ),
     (
         "no image of the second slide",

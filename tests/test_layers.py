@@ -1,7 +1,10 @@
 """Imports point down only; read from the source, without importing it."""
 
 import ast
+import configparser
 import pathlib
+import re
+import sys
 
 import pytest
 
@@ -170,6 +173,28 @@ def test_a_wrong_import_is_found(path, source):
 )
 def test_a_right_import_passes(path, source):
     assert violations(path, imported_modules(source, ("stfm_jax", *path[:-1]))) == []
+
+
+IMPORTED_AS = {  # where the name of a package is not that of its module
+    "absl-py": "absl",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+}
+BY_OTHERS = {"array_record"}  # by tensorflow-datasets
+IN_EXTRAS = {"plotly"}
+
+
+def test_what_is_required_is_imported_and_nothing_else():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"].split()
+    names = [re.match(r"[\w-]+", line).group() for line in lines]
+    required = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
+    found = set().union(*(imported_modules(p.read_text()) for p in source_files()))
+    imported = {name.split(".")[0] for name in found} - {"stfm_jax", "", *sys.stdlib_module_names}
+    assert required - BY_OTHERS == imported - IN_EXTRAS
 
 
 @pytest.mark.parametrize("file", source_files(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -21,7 +21,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
-READERS = ("hest", "her2st", "anndata", "transcripts", "simulated")
+READERS = ("hest", "her2st", "anndata", "transcripts", "simulated", "tfds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,8 @@ def load(
         dataset = _transcripts(data)
     elif data.reader == "simulated":
         dataset = _simulated(data)
+    elif data.reader == "tfds":
+        dataset = _tfds(data)
     else:
         raise InputError(
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
@@ -194,6 +196,15 @@ def _simulated(data) -> Dataset:
     return Dataset(slides, folds, None, f"simulated tissue; {note}")
 
 
+def _tfds(data) -> Dataset:
+    from stfm_jax.data.readers import tfds  # imports tensorflow-datasets, which takes a second
+
+    slides, about = tfds.read(_folder(data.dir, tfds.HOW_TO_GET))
+    folds = tuple(Fold(tuple(fold["train"]), tuple(fold["test"])) for fold in about["folds"])
+    genes = None if about["genes"] is None else tuple(about["genes"])
+    return Dataset(slides, folds, genes, about["folds_from"])
+
+
 def simulated_slides(tissue: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Slide]:
     """Sections of one volume for each seed, by name."""
     volumes = simulate.cohort(_tissue(tissue), list(seeds), keep_mean=False)
@@ -202,6 +213,8 @@ def simulated_slides(tissue: Mapping[str, Any], seeds: Sequence[int]) -> dict[st
 
 def unseen(data: Any) -> list[Slide]:
     """The last `data.unseen` simulated sections, which `load` leaves out: slides to predict."""
+    if data.reader != "simulated" or not data.unseen:
+        return []
     return list(simulated_slides(data.tissue, data.seeds).values())[-data.unseen :]
 
 

@@ -6,6 +6,7 @@ Readers build Slides; everything downstream takes them. Nothing here reads files
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -87,6 +88,20 @@ class SubsetPatches:
 
     def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
         return self.base.read(self.index[indices], size_um)
+
+
+def feature_width(slides: Sequence[Slide]) -> int | None:
+    """The width of all features that slides have; None where none has any.
+
+    Raises:
+      InputError: features of different widths.
+    """
+    with_features = [slide for slide in slides if slide.features is not None]
+    widths = {slide.features.shape[1]: slide for slide in reversed(with_features)}
+    if len(widths) > 1:
+        found = ", ".join(f"{width} in {s.name}" for width, s in reversed(widths.items()))
+        raise InputError(f"features must be equally wide in all slides, found {found}.")
+    return next(iter(widths), None)
 
 
 def validate(slide: Slide) -> None:

@@ -76,6 +76,11 @@ def require_images(slides: Iterable[Slide], encoder: Encoder, cache: str | Path)
 
 
 def _require_image(slide: Slide) -> None:
+    if slide.patches is None and slide.features is not None:
+        raise InputError(
+            f"{slide.where}: has no image to embed, but features; use them by "
+            "--config.encoder.name=precomputed."
+        )
     if slide.patches is None:
         raise InputError(
             f"{slide.where}: has neither features nor an image to embed; give an embedding in "

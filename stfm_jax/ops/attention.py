@@ -7,6 +7,7 @@ nothing; a receiver without edges gets zeros.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +29,13 @@ def attend(
 
     Returns:
       `sum_j A_ij v_j` and `sum_j A_ij F_ij`, each [num_receivers, h, c].
+
+    Raises:
+      AssertionError: other shapes, which would broadcast.
     """
+    heads, width = values.shape[1:]
+    chex.assert_shape(logits, (*edges.senders.shape, heads))
+    chex.assert_shape(edge_values, (*edges.senders.shape, heads, width))
     if edges.senders.ndim == 1:
         return _by_segments(logits, values, edge_values, edges, num_receivers)
     return _by_table(logits, values, edge_values, edges)

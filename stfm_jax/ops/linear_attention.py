@@ -6,6 +6,7 @@ pass over the rows makes them, another reads them. There is no n x n matrix.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -37,9 +38,15 @@ def linear_attention(
     Returns:
       [n, h, c]; zeros for masked rows and for those of a group outside the range.
 
+    Raises:
+      AssertionError: other shapes, which would broadcast.
+
     Reference:
       Katharopoulos et al. 2020, arXiv 2006.16236; groups and devices [ours].
     """
+    chex.assert_equal_shape([q, k])
+    chex.assert_equal_shape_prefix([q, v], 2)
+    chex.assert_shape([mask] if group is None else [mask, group], q.shape[:1])
     valid = mask[:, None, None]
     q, k = (_features(jnp.where(valid, x, 0.0)) for x in (q, k))
     v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)  # the normaliser is a last column

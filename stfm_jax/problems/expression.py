@@ -38,7 +38,6 @@ class ExpressionSettings(Settings):
     num_genes: int = setting(50, least=1)
     missing_genes: str = setting("error", one_of=("error", "drop"))
     section_spacing_um: float = setting(16.0)
-    unseen: int = setting(0)
     targets: int = setting(0, at="model.targets")
     registration: str = setting("rigid", at="stack.registration", one_of=KINDS)
     flips: bool = setting(True, at="stack.flips")
@@ -127,7 +126,7 @@ class Expression(Problem):
         return dataset.with_slides([slide for placed, _ in found.values() for slide in placed])
 
     def write_inputs(self, dataset: Dataset, workdir: Path, cache: Path) -> None:
-        unseen = datasets.unseen(self.config.data) if self.settings.unseen else []
+        unseen = datasets.unseen(self.config.data)
         if unseen and self.encoder is not None:
             unseen = embedded(unseen, self.encoder, cache)
         if not self.stacked:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stfm_jax.data.datasets import Dataset, Fold
-from stfm_jax.data.slide import Slide
+from stfm_jax.data.slide import Slide, feature_width
 from stfm_jax.encoders.embed import BUILT_IN, Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Method, encoder_of
@@ -156,15 +156,12 @@ class Problem(ABC):
 
 def check_features(slides: Sequence[Slide]) -> None:
     """Raises InputError where slides lack features, or those of one kind."""
-    widths = {}
     for slide in slides:
         if slide.features is None:
             raise InputError(
                 f"{slide.where}: has no features. Set --config.encoder.name to a built-in encoder, "
-                "or give the folder of precomputed embeddings by --config.encoder.dir."
+                "or give the folder of precomputed embeddings by --config.encoder.dir; a data set "
+                "of --mode=export must be exported with features."
             )
-        widths.setdefault(slide.features.shape[1], slide)
-    if len(widths) > 1:
-        found = ", ".join(f"{width} in {s.name}" for width, s in widths.items())
-        raise InputError(f"features must be equally wide in all slides, found {found}.")
+    feature_width(slides)
     encoder_of(slides)

@@ -53,7 +53,6 @@ class SplitSettings(Settings):
     simulated_seeds: tuple[int, ...] = setting((), at="srast.simulated_seeds")
     num_genes: int = setting(50, at="data.num_genes", least=1)
     missing_genes: str = setting("error", at="data.missing_genes", one_of=("error", "drop"))
-    unseen: int = setting(0, at="data.unseen")
     whole: str = setting("largest_remainder", at="predict.whole", one_of=simplex.ALLOCATIONS)
 
     def __post_init__(self):
@@ -192,7 +191,7 @@ class SplitProblem(Problem):
         return genes
 
     def write_inputs(self, dataset: Dataset, workdir: Path, cache: Path) -> None:
-        if not self.settings.unseen or not distributed.is_main():
+        if not distributed.is_main():
             return
         for i, slide in enumerate(datasets.unseen(self.config.data)):
             name = "low.h5ad" if i == 0 else f"low_{i}.h5ad"

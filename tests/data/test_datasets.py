@@ -131,7 +131,7 @@ def test_simulated_tissue_and_what_is_kept_out_of_it():
 
 
 def test_an_unknown_field_of_the_tissue():
-    data = tiny.config(data__reader="simulated").data.unlock()
+    data = tiny.config(data__reader="simulated", data__unseen=1).data.unlock()
     data.tissue.genes, data.tissue.spot = 5, 20
     for make in (datasets.load, datasets.unseen):
         with pytest.raises(

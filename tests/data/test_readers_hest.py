@@ -25,14 +25,13 @@ def bench(tmp_path):
     return tmp_path, slides
 
 
-def test_splits_samples_and_genes(bench):
+def test_splits_and_genes(bench):
     root = bench[0] / "bench"
     assert hest.published_folds(root, "IDC") == [
         (["INT2", "TENX95"], ["INT1"]),
         (["INT1", "TENX95"], ["INT2"]),
         (["INT1", "INT2"], ["TENX95"]),
     ]
-    assert hest.samples(root, "IDC") == ["INT1", "INT2", "TENX95"]
     assert hest.genes(root, "IDC") == PANEL
     assert len(hest.TASKS) == 10
 

@@ -110,6 +110,16 @@ def test_gradients_equal_those_of_the_loops(problem, form):
         np.testing.assert_allclose((gradients[which] * direction).sum(), slope, rtol=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [0, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_would_broadcast_is_refused(problem, form, wrong):
+    """One head's logits or edge values for all heads."""
+    inputs, edges = problem
+    inputs = [a[:, :, :1] if i == wrong else a for i, a in enumerate(inputs)]
+    with pytest.raises(AssertionError, match="shape"):
+        run(form, inputs, edges)
+
+
 @pytest.mark.parametrize("garbage", [0.0, 1e4, -1e30, 1e30, np.inf, np.nan])
 @pytest.mark.parametrize("form", FORMS)
 def test_masked_edges_do_not_matter(problem, form, garbage):

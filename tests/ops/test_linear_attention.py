@@ -89,6 +89,13 @@ def test_gradients_equal_those_of_the_quadratic_form(problem):
         np.testing.assert_allclose((gradients[which] * direction).sum(), slope, rtol=1e-6)
 
 
+def test_what_would_broadcast_is_refused(problem):
+    (q, k, v), mask, group = problem
+    for wrong in ((q, k, v, mask[:1], group), (q, k[:, :1], v, mask, group), (q, k, v[:1], mask)):
+        with pytest.raises(AssertionError, match="shape"):
+            linear_attention(*wrong, num_groups=GROUPS)
+
+
 @pytest.mark.parametrize("garbage", [1e4, -1e30, np.inf, np.nan])
 def test_masked_rows_do_not_matter(problem, garbage):
     """Whatever they hold and whichever group they name: to the sums and to the gradients."""

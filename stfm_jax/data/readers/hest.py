@@ -88,13 +88,6 @@ def published_folds(root: str | Path, task: str) -> list[tuple[list[str], list[s
     return folds
 
 
-def samples(root: str | Path, task: str) -> list[str]:
-    """Ids of all samples of the task's folds, sorted. Raises as `published_folds`."""
-    return sorted(
-        {sample for fold in published_folds(root, task) for part in fold for sample in part}
-    )
-
-
 def genes(root: str | Path, task: str, file_name: str = "var_50genes.json") -> list[str]:
     """The task's gene panel.
 
