@@ -1,0 +1,69 @@
+"""The table of published encoders, and who is found by what."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from stfm_jax.encoders import known
+from stfm_jax.encoders.vit import Architecture
+
+ROWS = {row.name: row for row in known.TABLE}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_is_found_by_its_name(name):
+    row = ROWS[name]
+    first = row.words.split("|")[0]
+    for folder in (first, f"models--owner--{first.upper()}", first.replace("-", "_")):
+        assert known.find(row.shape, folder) is row
+
+
+@pytest.mark.parametrize("name", [row.name for row in known.TABLE if row.sha256])
+def test_each_is_found_by_its_hash_before_any_name(name):
+    row = ROWS[name]
+    assert re.fullmatch("[0-9a-f]{8}", row.sha256)
+    other = known.sharing(row.shape)[0].words.split("|")[0]
+    assert known.find(row.shape, other, sha256=row.sha256 + "0" * 56) is row
+
+
+@pytest.mark.parametrize("name", ["UNI2-h", "GigaPath", "Virchow", "Virchow2", "Hibou-L"])
+def test_shapes_of_one_model_alone(name):
+    assert known.find(ROWS[name].shape, "weights") is ROWS[name]
+
+
+@pytest.mark.parametrize(
+    ("shape", "library", "name"),
+    [
+        ("UNI", "timm", "UNI"),
+        ("UNI", "transformers", "Phikon-v2"),
+        ("H0-mini", "timm", "H0-mini"),
+        ("H0-mini", "transformers", "Hibou-B"),
+        ("UNI", None, None),
+        ("H-optimus-0", "timm", None),  # -0 and -1 are built alike
+        ("Phikon", "transformers", None),  # any ViT-B/16
+        ("Lunit-S16", "timm", None),
+        ("Midnight-12k", "transformers", None),  # DINOv2's giant
+        ("ResNet18-Ciga", "timm", None),
+    ],
+)
+def test_shapes_of_several(shape, library, name):
+    found = known.find(ROWS[shape].shape, "weights", library)
+    assert (found and found.name) == name
+
+
+def test_words_are_whole():
+    assert known.find(ROWS["UNI"].shape, "university", None) is None
+
+
+def test_signature():
+    virchow2 = Architecture(14, 1280, 32, 16, 3416, True, True, 4, True, 16)
+    assert known.signature(virchow2) == ROWS["Virchow2"].shape
+    assert known.find(known.signature(virchow2)) is ROWS["Virchow2"]
+
+
+def test_fields_of_view():
+    assert ROWS["UNI"].field_um == 112
+    assert ROWS["GigaPath"].field_um == 128
+    assert ROWS["Lunit-S8"].field_um == 124
