@@ -96,10 +96,12 @@ def feature_width(slides: Sequence[Slide]) -> int | None:
     Raises:
       InputError: features of different widths.
     """
-    with_features = [slide for slide in slides if slide.features is not None]
-    widths = {slide.features.shape[1]: slide for slide in reversed(with_features)}
+    widths: dict[int, Slide] = {}
+    for slide in slides:
+        if slide.features is not None:
+            widths.setdefault(slide.features.shape[1], slide)
     if len(widths) > 1:
-        found = ", ".join(f"{width} in {s.name}" for width, s in reversed(widths.items()))
+        found = ", ".join(f"{width} in {s.name}" for width, s in widths.items())
         raise InputError(f"features must be equally wide in all slides, found {found}.")
     return next(iter(widths), None)
 

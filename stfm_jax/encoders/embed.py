@@ -76,16 +76,17 @@ def require_images(slides: Iterable[Slide], encoder: Encoder, cache: str | Path)
 
 
 def _require_image(slide: Slide) -> None:
-    if slide.patches is None and slide.features is not None:
+    if slide.patches is not None:
+        return
+    if slide.features is not None:
         raise InputError(
             f"{slide.where}: has no image to embed, but features; use them by "
             "--config.encoder.name=precomputed."
         )
-    if slide.patches is None:
-        raise InputError(
-            f"{slide.where}: has neither features nor an image to embed; give an embedding in "
-            "obsm['features'] or an image."
-        )
+    raise InputError(
+        f"{slide.where}: has neither features nor an image to embed; give an embedding in "
+        "obsm['features'] or an image."
+    )
 
 
 def embedded(slides: Iterable[Slide], encoder: Encoder, cache: str | Path) -> list[Slide]:

@@ -101,6 +101,7 @@ _LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723
 _S16 = Signature(16, 384, 12, 1536, False, False, 0, 197)
 _S8 = _S16._replace(patch=8, position_rows=785)
 _B16 = Signature(16, 768, 12, 3072, False, False, 0, 197)
+_B8 = _B16._replace(patch=8, position_rows=785)
 _L16 = Signature(16, 1024, 24, 4096, False, True, 0, 197)
 _L14_REGISTERS = Signature(14, 1024, 24, 4096, False, True, 4, 1369)
 _VIRCHOW = Signature(14, 1280, 32, 3416, True, True, 0, 257)
@@ -110,13 +111,34 @@ _B14_REGISTERS = Signature(14, 768, 12, 2048, True, True, 4, 256)
 _TIMM, _TRANSFORMERS = "timm", "transformers"
 _NO_DERIVATIVES = "CC-BY-NC-ND-4.0"
 _OWKIN = "Owkin non-commercial licence"
-_LUNIT_TERMS = "Lunit non-commercial licence"
-_KAIKO_TERMS = "Kaiko non-commercial licence"
-_KAIKO = "Aben et al., arXiv 2404.15217 (2024)"
 _HIBOU_PAPER = "Nechaev et al., arXiv 2406.05074 (2024)"
-_LUNIT_PAPER = "Kang et al., CVPR (2023)"
 _REGISTRIES = "TRIDENT a91fa84; raw2features 079f877"
 _RELEASE = "release; raw2features 079f877"
+
+_KAIKO_ROW = Known(
+    name="Kaiko",
+    words="kaiko",
+    shape=_S16,
+    pool="cls",
+    preprocess=_images(HALF, "bilinear"),
+    licence="Kaiko non-commercial licence",
+    citation="Aben et al., arXiv 2404.15217 (2024)",
+    seen="its README",
+    library=_TIMM,
+    own_shape=False,
+)
+_LUNIT_ROW = Known(
+    name="Lunit",
+    words="lunit",
+    shape=_S16,
+    pool="cls",
+    preprocess=_images(_LUNIT, "bicubic", resize=248),
+    licence="Lunit non-commercial licence",
+    citation="Kang et al., CVPR (2023)",
+    seen="release; crop of its config",
+    library=_TIMM,
+    own_shape=False,
+)
 
 TABLE = (
     Known(
@@ -279,93 +301,13 @@ TABLE = (
         seen=_RELEASE,
         sha256="a63d1699",
     ),
-    Known(
-        name="Kaiko-S16",
-        words="kaiko",
-        shape=_S16,
-        pool="cls",
-        preprocess=_images(HALF, "bilinear"),
-        licence=_KAIKO_TERMS,
-        citation=_KAIKO,
-        seen="its README",
-        library=_TIMM,
-        own_shape=False,
-    ),
-    Known(
-        name="Kaiko-S8",
-        words="kaiko",
-        shape=_S8,
-        pool="cls",
-        preprocess=_images(HALF, "bilinear"),
-        licence=_KAIKO_TERMS,
-        citation=_KAIKO,
-        seen="its README",
-        library=_TIMM,
-        own_shape=False,
-    ),
-    Known(
-        name="Kaiko-B16",
-        words="kaiko",
-        shape=_B16,
-        pool="cls",
-        preprocess=_images(HALF, "bilinear"),
-        licence=_KAIKO_TERMS,
-        citation=_KAIKO,
-        seen="its README",
-        library=_TIMM,
-        own_shape=False,
-    ),
-    Known(
-        name="Kaiko-B8",
-        words="kaiko",
-        shape=_B16._replace(patch=8, position_rows=785),
-        pool="cls",
-        preprocess=_images(HALF, "bilinear"),
-        licence=_KAIKO_TERMS,
-        citation=_KAIKO,
-        seen="its README",
-        library=_TIMM,
-        own_shape=False,
-    ),
-    Known(
-        name="Kaiko-L14",
-        words="kaiko",
-        shape=_L14_REGISTERS,
-        pool="cls",
-        preprocess=_images(HALF, "bilinear"),
-        licence=_KAIKO_TERMS,
-        citation=_KAIKO,
-        seen="its README",
-        library=_TIMM,
-        sha256="149c8b21",
-        own_shape=False,
-    ),
-    Known(
-        name="Lunit-S16",
-        words="lunit",
-        shape=_S16,
-        pool="cls",
-        preprocess=_images(_LUNIT, "bicubic", resize=248),
-        licence=_LUNIT_TERMS,
-        citation=_LUNIT_PAPER,
-        seen="release; crop of its config",
-        library=_TIMM,
-        sha256="a19eb37d",
-        own_shape=False,
-    ),
-    Known(
-        name="Lunit-S8",
-        words="lunit",
-        shape=_S8,
-        pool="cls",
-        preprocess=_images(_LUNIT, "bicubic", resize=248),
-        licence=_LUNIT_TERMS,
-        citation=_LUNIT_PAPER,
-        seen="release; crop of its config",
-        library=_TIMM,
-        sha256="0b7e0236",
-        own_shape=False,
-    ),
+    dataclasses.replace(_KAIKO_ROW, name="Kaiko-S16", shape=_S16),
+    dataclasses.replace(_KAIKO_ROW, name="Kaiko-S8", shape=_S8),
+    dataclasses.replace(_KAIKO_ROW, name="Kaiko-B16", shape=_B16),
+    dataclasses.replace(_KAIKO_ROW, name="Kaiko-B8", shape=_B8),
+    dataclasses.replace(_KAIKO_ROW, name="Kaiko-L14", shape=_L14_REGISTERS, sha256="149c8b21"),
+    dataclasses.replace(_LUNIT_ROW, name="Lunit-S16", shape=_S16, sha256="a19eb37d"),
+    dataclasses.replace(_LUNIT_ROW, name="Lunit-S8", shape=_S8, sha256="0b7e0236"),
     Known(
         name="ResNet18-Ciga",
         words="ciga|tenpercent",

@@ -1,21 +1,19 @@
 """Tensors of published ViTs under the names of timm, the ones that `vit.py` reads.
 
 Read are the names of transformers 4 and 5 (ViT, DINOv2, DINOv2 with registers), of Meta's DINOv2
-and of timm itself, also as a part of a larger model and inside the usual nests of a checkpoint.
+and of timm itself, also as a part of a larger model. `weights.strip` takes off a checkpoint's nests
+before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
+from stfm_jax.encoders.weights import Tensors
 from stfm_jax.errors import InputError
 
-Tensors = Mapping[str, np.ndarray]
-
-_NESTS = ("teacher", "model", "state_dict")
 _CLASS_TOKEN = re.compile(r"(.*?)(?:embeddings\.)?cls_token")
 
 # Tried in order, each on the outcome of the one before.
@@ -48,17 +46,17 @@ _RENAMES = tuple(
 _JOINED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.fc1_g", "mlp.fc1_x")}
 
 
-def to_timm(tensors: Mapping, where: str) -> dict[str, np.ndarray]:
+def to_timm(tensors: Tensors, where: str) -> dict[str, np.ndarray]:
     """The tensors of one ViT under timm's names; of a larger model, its ViT alone.
 
     Args:
-      tensors: a file's tensors by name, perhaps nested as in `{"teacher": {...}}`.
+      tensors: a file's tensors by name.
       where: the file, for messages.
 
     Raises:
       InputError: no class token, or several.
     """
-    flat = _within(_unnested(tensors), where)
+    flat = _within(tensors, where)
     named = _joined({_renamed(key): tensor for key, tensor in flat.items()})
     # Only DINOv2 calls them so, and there a position is added before the registers come in.
     if any(key.endswith("register_tokens") for key in flat):
@@ -66,16 +64,9 @@ def to_timm(tensors: Mapping, where: str) -> dict[str, np.ndarray]:
     return named
 
 
-def has_vit(tensors: Mapping) -> bool:
+def has_vit(tensors: Tensors) -> bool:
     """Whether some tensor is a class token."""
-    return any(_CLASS_TOKEN.fullmatch(key) for key in _unnested(tensors))
-
-
-def _unnested(tensors: Mapping) -> Tensors:
-    for name in _NESTS:
-        if isinstance(tensors.get(name), Mapping):
-            return _unnested(tensors[name])
-    return tensors
+    return any(_CLASS_TOKEN.fullmatch(key) for key in tensors)
 
 
 def _within(tensors: Tensors, where: str) -> Tensors:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from stfm_jax.encoders.convolution import Convolution, Layer, Params, Tensors, convolve, folded
+from stfm_jax.encoders.convolution import Convolution, Layer, Params, convolve, folded
+from stfm_jax.encoders.weights import Tensors
 
 STAGES = 4
 _EPS = 1e-5  # of the BatchNorms

@@ -20,6 +20,7 @@ import numpy as np
 from stfm_jax.encoders import torch_file
 from stfm_jax.errors import InputError
 
+Tensors = Mapping[str, np.ndarray]  # weights by name
 NAMES = ("model.safetensors", "pytorch_model.bin")  # preferred in a folder, in this order
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".torch")
 PREFIXES = (
@@ -118,7 +119,7 @@ def find(path: str | Path) -> Path:
     return found[0]
 
 
-def strip(tensors: Mapping[str, np.ndarray], prefixes: tuple[str, ...] = PREFIXES) -> Stripped:
+def strip(tensors: Tensors, prefixes: tuple[str, ...] = PREFIXES) -> Stripped:
     """Weights without the prefixes that checkpoints and wrappers put before their names.
 
     As long as any name begins with one of the prefixes, what begins so is kept, without it.

@@ -1,4 +1,4 @@
-"""Names of transformers, Meta and nested checkpoints come out as timm's."""
+"""Names of transformers, Meta and checkpoints with nests come out as timm's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy_vit
 import pytest
 from test_vit import PLAIN
 
-from stfm_jax.encoders import names
+from stfm_jax.encoders import names, weights
 from stfm_jax.errors import InputError
 
 LAYERS = 2
@@ -111,15 +111,16 @@ def test_transformers(naming):
 def test_meta_in_a_nest_with_chunks_of_blocks():
     expected = numpy_vit.tensors(SWIGLU)
     theirs = {
-        "backbone."
+        "teacher.backbone."
         + key.replace("reg_token", "register_tokens")
         .replace("mlp.fc1", "mlp.w12")
         .replace("mlp.fc2", "mlp.w3")
         .replace("blocks.", "blocks.0."): value
         for key, value in with_class_position(expected).items()
     }
-    theirs["dino_head.mlp.0.weight"] = np.zeros(1)
-    assert_same(names.to_timm({"teacher": theirs, "epoch": 3}, "file"), expected)
+    theirs["teacher.dino_head.mlp.0.weight"] = np.zeros(1)
+    theirs |= {name.replace("teacher.", "student."): value for name, value in theirs.items()}
+    assert_same(names.to_timm(weights.strip(theirs).tensors, "file"), expected)
 
 
 def test_timm_as_it_is_and_unpacked_and_as_a_part():

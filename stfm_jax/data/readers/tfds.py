@@ -16,6 +16,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.interrupt import Interrupted
 
+_READ = ("slides", "folds", "genes", "folds_from")  # of the metadata
 HOW_TO_GET = "write one by --mode=export, which says where it is"
 
 
@@ -34,8 +35,7 @@ def read(folder: Path) -> tuple[dict[str, Slide], dict[str, Any]]:
     try:
         builder = tensorflow_datasets.builder_from_directory(folder)
         _check_kind(builder.info, folder)
-        about = {key: builder.info.metadata[key] for key in ("slides", "folds", "genes")}
-        about["folds_from"] = builder.info.metadata["folds_from"]
+        about = {key: builder.info.metadata[key] for key in _READ}
         spots = about["slides"].items()
         return {name: _slide(builder, name, number, folder) for name, number in spots}, about
     except (InputError, MemoryError, Interrupted):
