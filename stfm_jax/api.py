@@ -5,6 +5,8 @@
     model = stfm.load("runs/demo")
     predicted = model.predict(adata)
 
+    stfm.export("runs/demo", "demo_model")  # a folder to pass on, which `load` takes too
+
 It takes the command's own way (`predict.file`): what is given is written to a temporary file as far
 as prediction looks at it, and what the command would write is read back. So both give the same.
 """
@@ -12,6 +14,7 @@ as prediction looks at it, and what the command would write is read back. So bot
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import tempfile
@@ -27,6 +30,9 @@ from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import EXPRESSION, STACK
 from stfm_jax.predict.file import predict_file
+from stfm_jax.problems.table import problem_of
+from stfm_jax.report.card import card
+from stfm_jax.runtime.files import atomic_folder, read_json
 
 Data = anndata.AnnData | str | os.PathLike
 
@@ -144,12 +150,72 @@ def load(workdir: str | os.PathLike, method: str | None = None, fold: int | None
       InputError: there is no such folder or method, or it is damaged.
     """
     with _as_arguments():
-        path = Path(os.path.expanduser(os.fspath(workdir)))
-        config = workdirs.read_config(path)
-        with config.unlocked():
-            config.fold = fold
-            config.predict.method = method or config.predict.method
-        return Model(path, config, *experiment.load_model(config, path))
+        return _loaded(workdir, method, fold)
+
+
+def _loaded(
+    workdir: str | os.PathLike, method: str | None, fold: int | None, seed: int | None = None
+) -> Model:
+    """See `load`; seed: that it was trained with, None: the config's."""
+    path = Path(os.path.expanduser(os.fspath(workdir)))
+    config = workdirs.read_config(path)
+    with config.unlocked():
+        config.fold = fold
+        config.seed = config.seed if seed is None else seed
+        config.predict.method = method or config.predict.method
+    return Model(path, config, *experiment.load_model(config, path))
+
+
+def export(
+    workdir: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Writes one model of a workdir into a folder to pass on, from which `load` predicts the same.
+
+        F/README.md                        the card (`report.card`)
+        F/config.json                      the workdir's, without places on its machine
+        F/final/<method>/seed_<s>/model/   the model, without what prediction does not need
+
+    Args:
+      workdir: of a finished run of the command or of `fit`. It is left as it is.
+      folder: to be made; nothing may be there but an empty folder.
+      method: see `load`.
+      seed: that it was trained with; None: the config's.
+
+    Returns:
+      The folder.
+
+    Raises:
+      InputError: there is no such workdir, method, model or report, or something in `folder`.
+    """
+    with _as_arguments():
+        model = _loaded(workdir, method, fold=None, seed=seed)
+        chosen, config = model._fitted.method, _passed_on(model.config, model.method)
+        state = chosen.needed(model._fitted.state)
+        fitted = dataclasses.replace(model._fitted, state=state, only_for=chosen.name)
+        metrics = read_json(model.workdir / "metrics.json")
+        told = card(fitted, config, metrics, problem_of(config, [chosen]))
+        folder = Path(os.path.expanduser(os.fspath(folder)))
+        with atomic_folder(folder) as temporary:
+            place = experiment.fold_folder(temporary, None)
+            store.save(experiment.model_folder(place, chosen, config.seed), fitted)
+            workdirs.write_config(config, temporary)
+            (temporary / "README.md").write_text(told, encoding="utf-8")
+        return folder
+
+
+def _passed_on(config: ConfigDict, method: str) -> ConfigDict:
+    """The config of a folder with one method, on whatever machine: it names no place, no file."""
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        made.methods = (method,)
+        made.predict = builtin.get_config("base").predict
+        made.devices = min(made.devices, 1)
+        made.update_from_flattened_dict(dict.fromkeys(workdirs.WHERE_DATA_LIE, ""))
+    return made
 
 
 def fit(

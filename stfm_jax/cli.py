@@ -47,16 +47,16 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
         return
     opened = experiment.open_experiment(config, workdir)
     if mode == "export":
-        from stfm_jax import export  # imports tensorflow-datasets, which takes a second
+        from stfm_jax import export_data  # imports tensorflow-datasets, which takes a second
 
-        export.check(opened)
+        export_data.check(opened)
     with workdirs.claimed(opened):
         opened = experiment.embed_slides(opened)
         if mode == "embed":
             _tell_of_embeddings(opened)
             return
         if mode == "export":
-            export.write(opened)
+            export_data.write(opened)
             return
         opened = experiment.place_slides(opened)
         (experiment.train if mode == "train" else experiment.evaluate)(opened)

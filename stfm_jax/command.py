@@ -3,8 +3,8 @@
     python run.py --config=NAME_OR_FILE --workdir=W [--mode=train|eval|predict|embed|export]
         [--config.FIELD=VALUE ...]
 
-`python -m stfm_jax` is the same where the library is installed. What takes time to import is
-imported when there is something to do.
+Without --config it is the one that the workdir holds. `python -m stfm_jax` is the same where the
+library is installed. What takes time to import is imported when there is something to do.
 """
 
 from __future__ import annotations
@@ -82,19 +82,29 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     builtin.make_importable()
     try:
-        argv = [argv[0], *_with_paths(argv[1:])]
+        argv = [argv[0], *_with_paths(_with_config(argv[1:]))]
         rest = flags.FLAGS(argv)
         for flag in (_CONFIG, _WORKDIR):
             if flag.value is None:
                 _refuse(f"--{flag.name} is required; {USAGE}, or --help.")
         _ = _CONFIG.value.seed  # a config file that is missing says so at its first use only
     except (flags.Error, InputError) as error:
-        _refuse(str(error).splitlines()[0])
+        _refuse(_flag_message(error))
     except Exception as error:  # whatever the config file's own Python raises
         _refuse(_config_message(argv, error))
     if len(rest) > 1:
         _refuse(f"unexpected argument {rest[1]!r}; flags look like --config.FIELD=VALUE.")
     return rest
+
+
+def _with_config(arguments: list[str]) -> list[str]:
+    """The arguments; where none of them is --config, with that of the workdir, if it holds one."""
+    workdir = _value(arguments, "workdir")
+    held = os.path.isfile(os.path.join(workdir, "config.json"))
+    if _value(arguments, "config") or not held:
+        return arguments
+    reads = os.path.join(os.path.dirname(__file__), "stored_config.py")
+    return [f"--config={reads}:{workdir}", *arguments]
 
 
 def _with_paths(arguments: list[str]) -> list[str]:
@@ -118,19 +128,26 @@ def _with_path(given: str) -> str:
     return f"{builtin.path_of(name)}{colon}{rest}"
 
 
-def _config_path(argv: list[str]) -> str:
-    """What was given as --config=PATH or --config PATH, the last time it was."""
-    path = "--config"
+def _flag_message(error: Exception) -> str:
+    """What is wrong with a flag; of a config that a file holds what is wrong with that."""
+    lines = str(error).strip().splitlines()
+    _, raised, said = lines[-1].partition(f"{InputError.__module__}.{InputError.__name__}: ")
+    return said if raised else lines[0]
+
+
+def _value(argv: list[str], flag: str) -> str:
+    """What was given as --flag=VALUE or --flag VALUE, the last time it was; "" if never."""
+    found = ""
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "config":
-            path = value if equals else "".join(argv[i + 1 : i + 2])
-    return path
+        if argument.startswith("-") and name == flag:
+            found = value if equals else "".join(argv[i + 1 : i + 2])
+    return found
 
 
 def _config_message(argv: list[str], error: Exception) -> str:
     """Says that there is no config, which field it lacks, or what went wrong in its file."""
-    path = _config_path(argv)
+    path = _value(argv, "config") or "--config"
     if not os.path.isfile(path.split(":")[0]):
         return f"{path}: expected a config file there, found none; see configs/, or --help."
     if isinstance(error, KeyError | AttributeError):

@@ -235,13 +235,14 @@ def _run_of(opened: Experiment, fold, method: Method, epochs, runs: dict, shared
 
 
 def _model(method: Method, state: Any, cases: Cases, opened: Experiment) -> Model:
-    genes = cases.genes
+    genes, slides = cases.genes, opened.dataset[cases.names.train]
+    fitted_to = {s.name: {"spots": s.num_spots, "patient": s.patient} for s in slides}
     if PAIRS in method.needs:  # genes by sample, whose names are of no use to another sample
         genes = Genes(tuple(sorted(set().union(*genes.values()))), ())
     if not opened.problem.sees_images:
-        return Model(method, state, genes)
-    slides = opened.dataset[cases.names.train]
-    return Model(method, state, genes, encoder_of(slides), slides[0].features.shape[1])
+        return Model(method, state, genes, slides=fitted_to)
+    encoder = encoder_of(slides), slides[0].features.shape[1]
+    return Model(method, state, genes, *encoder, fitted_to)
 
 
 def _fit_final(opened: Experiment) -> None:

@@ -1,6 +1,7 @@
 """A fitted method on disk: what prediction needs and nothing else.
 
-    <folder>/model.json   method, genes, encoder, epochs, versions
+    <folder>/model.json   method, genes, encoder, epochs, versions; training slides, and what else
+                          both files hold of single patients
     <folder>/state.npz    the state, its arrays under the names of its fields
 
 A state is read by its type: NamedTuples of arrays, of numbers, of dicts of arrays, and of one
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,25 @@ class Model:
     genes: Genes  # scored and written; of a method that splits: trained on
     encoder: str = ""  # that made the training slides' features, "" where no file said
     features: int = 0  # their width, 0 where none are seen
+    slides: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    # by name, those it was fitted to: spots, patient; empty where an earlier version wrote it
+    only_for: str = ""  # method that alone can read the state; "": all whose state it is
 
     @property
     def epochs(self) -> int | None:
         """Epochs it was trained for, None of a method in closed form."""
         epochs = getattr(self.state, "epochs", None)
         return None if epochs is None else int(epochs)
+
+    @property
+    def individual_level(self) -> dict[str, str]:
+        """What its files hold of single training spots and patients, by file and name."""
+        names = f"names of {len(self.slides)} training slides and of their patients"
+        arrays = self.method.individual_data(self.state)
+        return {
+            **({"model.json/slides": names} if self.slides else {}),
+            **{f"state.npz/{name}": said for name, said in arrays.items()},
+        }
 
 
 def save(folder: Path, model: Model) -> None:
@@ -59,6 +74,9 @@ def save(folder: Path, model: Model) -> None:
             "encoder": model.encoder,
             "features": model.features,
             "epochs": model.epochs,
+            "slides": model.slides,
+            "individual_level": model.individual_level,
+            "only_for": model.only_for,
         },
     )
 
@@ -98,12 +116,20 @@ def load(folder: Path, method: Method) -> Model:
     """Reads a model of a method.
 
     Raises:
-      InputError: it is not there, damaged, or was written by another version.
+      InputError: it is not there, damaged, was written by another version, or holds no more than
+        another method needs.
     """
     known, path = about(folder), folder / "state.npz"
+    only_for = known.get("only_for", "")
+    if only_for not in ("", method.name):
+        raise InputError(
+            f"{folder}: was passed on for {only_for!r} alone, found {method.name!r} asked for; "
+            "export that from the workdir it was trained in."
+        )
     state = _state(method, load_arrays(path), path)
     genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
-    return Model(method, state, genes, known["encoder"], known["features"])
+    encoder, slides = (known["encoder"], known["features"]), known.get("slides", {})
+    return Model(method, state, genes, *encoder, slides, only_for)
 
 
 def _state(method: Method, arrays: dict, path: Path) -> Any:

@@ -20,7 +20,7 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import read_json, write_json
 
 FREE_FIELDS = ("methods", "predict", "fold", "devices")
-_WHERE_DATA_LIE = ("data.dir", "encoder.dir")
+WHERE_DATA_LIE = ("data.dir", "encoder.dir")
 # What reproduces the version that wrote a config.json without the field, a line each; fields that
 # are not named here began with what was done before as their default.
 LEGACY = {
@@ -44,7 +44,7 @@ def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True)
     """
     path = workdir / "config.json"
     if path.exists():
-        free = FREE_FIELDS if reads_data else (*FREE_FIELDS, *_WHERE_DATA_LIE)
+        free = FREE_FIELDS if reads_data else (*FREE_FIELDS, *WHERE_DATA_LIE)
         _check_same(_plain(config), _plain(read_config(workdir)), workdir, free)
     elif not new:
         raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
@@ -68,7 +68,7 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
         return
     experiment.check_folds(opened)
     existed = workdir.exists()
-    write_json(path, _plain(opened.config))
+    write_config(opened.config, workdir)
     try:
         yield
     except (InputError, OSError):
@@ -77,6 +77,11 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
             if not existed:
                 workdir.rmdir()
         raise
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Makes a folder a workdir of a config."""
+    write_json(workdir / "config.json", _plain(config))
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -75,6 +76,21 @@ def test_a_name_works_as_the_path_does(given, tmp_path, capfd):
     assert tiny.command(*arguments) == 2
     assert "/none: expected the data folder there" in capfd.readouterr().err
     assert builtin.get_config("hest_idc") == hest_idc.get_config()
+
+
+def test_without_a_config_it_is_the_workdirs(tmp_path, capfd):
+    path = tmp_path / "config.json"
+    stored = {"methods": ["mean"], "data": {"reader": "anndata", "dir": "/none"}}
+    path.write_text(json.dumps(stored))
+    assert tiny.command("--workdir", str(tmp_path)) == 2
+    assert "/none: expected the data folder there" in capfd.readouterr().err
+    assert tiny.command(f"--workdir={tmp_path}", "--config.data.task=x") == 2
+    assert "belongs to another config" in capfd.readouterr().err
+    assert tiny.command(f"--workdir={tmp_path}", "--config.predict.inputs=x") == 2
+    assert 'Did you mean "input"' in capfd.readouterr().err
+    path.write_text("{")
+    assert tiny.command(f"--workdir={tmp_path}", "--mode=predict") == 2
+    assert capfd.readouterr().err.startswith(f"error: {path}: expected a JSON file")
 
 
 def test_another_package_of_that_name_is_left_alone(tmp_path):

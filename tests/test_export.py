@@ -1,132 +1,130 @@
-"""`--mode=export` and `data.reader=tfds`: a run from the export gives the run from the source."""
+"""A model that is passed on predicts as its workdir does, and holds nothing else."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 
+import anndata
+import numpy as np
 import pytest
 import tiny
-from bad_input import World, assert_message, assert_refused, without_features
+from test_api import assert_same
 
-from stfm_jax.data import tfds_builder
-
-REGRESSIONS = ("mean", "ridge", "ridge_context")
-EXPORTED = Path("dataset", "stfm_slides", "1.0.0")
+import stfm_jax as stfm
+from stfm_jax.runtime.files import read_json, write_json
 
 
-def anndata_folder(world: World) -> dict:
-    """Sections that know their places in their stack, which `neighbour_copy` looks at."""
-    tiny.write(world.data, tiny.slides(3, registered=True))
-    return {"data__dir": str(world.data), "methods": (*REGRESSIONS, "neighbour_copy")}
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """A folder for each method, none of which knows of the workdir."""
+    root = tmp_path_factory.mktemp("exported")
+    names = ("stflow", "anchor", "kernel_ridge", "ridge_smooth")
+    return {name: stfm.export(trained.workdir, root / name, method=name) for name in names}
 
 
-def simulated(_: World) -> dict:
-    """With an image, and sections that are kept out of everything."""
-    return {
-        "data__reader": "simulated",
-        "data__tissue__num_sections": 4,
-        "data__tissue__spots": 40,
-        "data__tissue__num_genes": 60,
-        "data__unseen": 1,
-        "encoder__name": "stain_texture",
-        "encoder__patch_um": 100.0,
+@pytest.mark.parametrize("method", ["stflow", "anchor", "kernel_ridge", "ridge_smooth"])
+def test_it_predicts_the_same(trained, exported, method):
+    here = stfm.load(trained.workdir, method).predict(trained.unseen)
+    there = stfm.load(exported[method]).predict(trained.unseen)
+    np.testing.assert_array_equal(there.X, here.X)
+    assert set(there.layers) == set(here.layers)
+    for name in here.layers:
+        np.testing.assert_array_equal(there.layers[name], here.layers[name])
+
+
+def test_the_command_predicts_the_same_without_a_config(trained, exported, tmp_path):
+    output = tmp_path / "out.h5ad"
+    fields = {"input": trained.unseen, "output": output, "maps": False}
+    flags = [f"--config.predict.{name}={value}" for name, value in fields.items()]
+    assert tiny.command("--mode=predict", f"--workdir={exported['stflow']}", *flags) == 0
+    expected = stfm.load(exported["stflow"]).predict(trained.unseen)
+    written = anndata.read_h5ad(output)
+    written.uns["stfm"]["checkpoint"] = expected.uns["stfm"]["checkpoint"]
+    assert_same(written, expected)
+
+
+@pytest.mark.parametrize(("method", "owner"), [("stflow",) * 2, ("ridge_smooth", "ridge")])
+def test_nothing_else_is_inside(trained, exported, method, owner):
+    folder, model = exported[method], f"final/{owner}/seed_0/model"
+    files = {"README.md", "config.json", f"{model}/model.json", f"{model}/state.npz"}
+    assert set(tiny.contents(folder)) == files
+    for name in files - {f"{model}/state.npz"}:
+        text = (folder / name).read_text()
+        assert str(trained.workdir.parent) not in text and "/tmp" not in text, name
+    config = read_json(folder / "config.json")
+    assert config["methods"] == [method] and config["data"]["dir"] == ""
+    assert folder.stat().st_mode == trained.workdir.stat().st_mode
+
+
+def test_what_prediction_does_not_need_is_left_out(trained, exported):
+    """The residuals that `anchor` draws are of no use to `stflow`, nor is the network to it."""
+
+    def arrays(folder):
+        with np.load(folder / "final/stflow/seed_0/model/state.npz") as stored:
+            return set(stored.files)
+
+    every = arrays(trained.workdir)
+    assert every - arrays(exported["stflow"]) == {"residuals"}
+    left_out = every - arrays(exported["anchor"])
+    assert left_out and all(name.startswith("params/") for name in left_out)
+    for asked, folder in (("anchor", exported["stflow"]), ("stflow", exported["anchor"])):
+        with pytest.raises(stfm.InputError, match="was passed on for"):
+            stfm.load(folder, asked)
+
+
+def test_the_card(trained, exported):
+    card = (exported["stflow"] / "README.md").read_text()
+    row = trained.metrics["methods"]["stflow"]["pearson"]
+    words = (
+        f"{row['mean']:.3f} +- {row['std']:.3f}", "stflow_draw", "kernel_ridge", "of 3 folds",
+        "3 slides (sections), 151 spots, of 1 patient", "P1_S1, P1_S2, P1_S3", "`anndata`",
+        "8 genes", tiny.ENCODER, "licence and citation are not known", "arXiv 2506.05361",
+        "Not for clinical use", "whose patients have other slides among those trained on",
+        "features of 151 single training spots", "stfm.load(",
+    )  # fmt: skip
+    for word in words:
+        assert word in card, word
+    assert "of 151 single training spots: measured less fitted" not in card
+    assert all(gene in card for gene in stfm.load(exported["stflow"]).genes)
+
+
+def test_a_model_says_what_it_holds(trained):
+    about = read_json(tiny.place(trained.workdir, None) / "model" / "model.json")
+    assert about["slides"]["P1_S2"] == {"spots": 50, "patient": "P1"}
+    assert set(about["individual_level"]) == {
+        "model.json/slides",
+        "state.npz/fitted/anchor/landmarks",
+        "state.npz/fitted/anchor/weights",
+        "state.npz/residuals",
     }
 
 
-def report(workdir: Path) -> dict:
-    """metrics.json but for the config, which differs in where the data lie."""
-    found = json.loads((workdir / "metrics.json").read_text())
-    return {name: value for name, value in found.items() if name != "config"}
+def test_one_of_an_earlier_version_is_passed_on_too(trained, tmp_path):
+    """Which kept no list of slides."""
+    work = shutil.copytree(trained.workdir, tmp_path / "work")
+    path = tiny.place(work, None, "ridge") / "model" / "model.json"
+    kept = {k: v for k, v in read_json(path).items() if k not in ("slides", "individual_level")}
+    write_json(path, kept)
+    card = (stfm.export(work, tmp_path / "out", method="ridge") / "README.md").read_text()
+    assert "kept no list of its slides" in card and "is not known here" in card
 
 
-@pytest.mark.parametrize("make", [anndata_folder, World.hest, simulated])
-def test_a_run_from_the_export_is_the_run_from_the_source(make, trained, tmp_path):
-    fields = {"methods": REGRESSIONS} | make(World(tmp_path, trained))
-    source, again = tmp_path / "source", tmp_path / "again"
-    for mode in ("export", "train"):
-        assert tiny.run(tiny.config(**fields), source, mode) == 0
-    if make is not simulated:
-        shutil.rmtree(tmp_path / "data")
-    moved = shutil.move(source / EXPORTED, tmp_path / "moved")
-    fields |= {
-        "data__reader": "tfds",
-        "data__dir": str(moved),
-        "encoder__name": "precomputed",
-        "encoder__dir": "",
-    }
-    assert tiny.run(tiny.config(**fields), again) == 0
-    assert report(again) == report(source)
-    assert not (again / "slide.h5ad").exists()  # of simulated tissue alone
+def test_what_is_refused(trained, exported, tmp_path):
+    before = tiny.contents(exported["stflow"])
+    with pytest.raises(stfm.InputError, match="expected no folder there, or an empty one"):
+        stfm.export(trained.workdir, exported["stflow"])
+    assert tiny.contents(exported["stflow"]) == before
+    with pytest.raises(stfm.InputError, match="holds no experiment"):
+        stfm.export(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(stfm.InputError, match="holds no trained model"):
+        stfm.export(trained.workdir, tmp_path / "out", method="random_forest")
+    with pytest.raises(stfm.InputError, match=r"seed_7.*holds no trained model"):
+        stfm.export(trained.workdir, tmp_path / "out", seed=7)
+    with pytest.raises(stfm.InputError, match=r"metrics\.json"):  # no report: passed on before
+        stfm.export(exported["stflow"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_log_says_how_to_read_it(trained, tmp_path, capfd):
-    assert tiny.run(trained.config(), tmp_path, "export") == 0
-    told = capfd.readouterr()
-    assert f"3 slides are in {tmp_path / EXPORTED}" in told.err
-    assert "--config.data.reader=tfds" in told.err and "encoder.name=precomputed" in told.err
-    assert not told.out
-
-
-def test_a_full_disk(trained, tmp_path, capfd, monkeypatch):
-    """As array_record tells of it; the workdir stays free for another config."""
-
-    def full(*_):
-        raise RuntimeError("write() failed: No space left on device; writing P1_S1")
-        yield
-
-    monkeypatch.setattr(tfds_builder.Slides, "_generate_examples", full)
-    assert tiny.run(trained.config(), tmp_path / "work", "export") == 2
-    assert_message(capfd.readouterr().err, ["1.0.0: could not be written, the disk is full"])
-    assert not (tmp_path / "work").exists()
-
-
-def there_already(world: World) -> dict:
-    fields = world.copied()
-    assert tiny.run(tiny.config(**fields), world.work, "export") == 0
-    return fields
-
-
-def same_split(world: World) -> dict:
-    fields = world.copied()
-    (world.data / "P1_S2.h5ad").rename(world.data / "P1-S1.h5ad")
-    return fields
-
-
-def without(world: World) -> dict:
-    """An export of slides one of which has no features, which `mean` does not miss."""
-    fields = world.edited(without_features) | {"methods": ("mean",)}
-    source = world.root / "source"
-    assert tiny.run(tiny.config(**fields), source, "export") == 0
-    return {"data__reader": "tfds", "data__dir": str(source / EXPORTED), "methods": REGRESSIONS}
-
-
-def to_embed(world: World) -> dict:
-    there_already(world)
-    folder = shutil.move(world.work / EXPORTED, world.root / "moved")
-    shutil.rmtree(world.work)
-    return {"data__reader": "tfds", "data__dir": str(folder), "encoder__name": "stain_texture"}
-
-
-CASES = [
-    # name, mode, what is made, words of the message
-    ("an export that is there", "export", there_already, ["1.0.0: is already there", "delete it"]),
-    ("names of one split", "export", same_split, ["'P1-S1' and 'P1_S1'", "rename one"]),
-    ("no folder", "train", lambda w: {"data__reader": "tfds"}, ["data.dir is not set", "export"]),
-    (
-        "another folder",
-        "train",
-        lambda w: w.copied() | {"data__reader": "tfds"},
-        ["data: expected a data set of tensorflow-datasets", "--mode=export"],
-    ),
-    ("features missing", "train", without, ["P1_S2", "has no features", "exported with features"]),
-    ("features, not images", "train", to_embed, ["P1_S1", "no image", "encoder.name=precomputed"]),
-]
-
-
-@pytest.mark.parametrize(
-    ("mode", "make", "words"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
-)
-def test_bad_input(mode, make, words, trained, tmp_path, capfd):
-    assert_refused(mode, make, words, trained, tmp_path, capfd)
+def test_an_empty_folder_will_do(trained, tmp_path):
+    assert stfm.export(trained.workdir, tmp_path, method="mean") == tmp_path
+    assert stfm.load(tmp_path).method == "mean"

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import tiny
 from bad_input import assert_message
 
+import stfm_jax as stfm
 from configs import srast_her2st
 from stfm_jax.data.coarsen import by_lattice
 from stfm_jax.data.readers import h5ad
@@ -108,6 +109,14 @@ def test_the_report(work):
             read_json(tiny.place(work, fold["fold"], "srast") / "model/model.json")["genes"]
         )
         assert not trained_on & set(report["genes"]["by_fold"][str(fold["fold"])])
+
+
+def test_a_model_that_is_passed_on_splits_the_same(work, low, tmp_path):
+    folder = stfm.export(work, tmp_path / "out", method="srast")
+    here, there = (stfm.load(w).predict(low, draws=2) for w in (work, folder))
+    assert (here.X != there.X).nnz == 0 and set(here.layers) == set(there.layers)
+    card = (folder / "README.md").read_text()
+    assert "splits the counts of spots" in card and "it sees no image" in card
 
 
 def test_again_nothing_is_done_and_eval_says_the_same(data, work):

@@ -17,6 +17,7 @@ import tiny
 import tiny_stack
 from bad_input import assert_refused, edit, narrower, other_encoder, without_features
 
+import stfm_jax as stfm
 from stfm_jax.data.readers import h5ad
 from stfm_jax.score import expression as evaluate
 from stfm_jax.train import loop
@@ -228,6 +229,17 @@ def generated(stacked, tmp_path_factory):
     output = tmp_path_factory.mktemp("generated") / "volume.h5ad"
     barcode = h5ad.read(stacked.sections / "P1_S2.h5ad").barcodes[7]
     return predicted(stacked, output, predict__why=f"S2:{barcode}"), output
+
+
+@pytest.mark.parametrize("method", ["holotea", "holotea_he"])
+def test_a_model_that_is_passed_on_generates_the_same(stacked, tmp_path, method):
+    """Also where it is told of sections that it was trained on."""
+    folder = stfm.export(stacked.workdir, tmp_path / "out", method=method)
+    assert {p.name for p in folder.iterdir()} == {"README.md", "config.json", "final"}
+    models = stfm.load(stacked.workdir, method), stfm.load(folder)
+    here, there = (m.predict(stacked.sections, sections=("S2",), draws=2) for m in models)
+    np.testing.assert_array_equal(there.X, here.X)
+    np.testing.assert_array_equal(there.layers["std"], here.layers["std"])
 
 
 def test_the_volume_keeps_the_contract(stacked, generated):

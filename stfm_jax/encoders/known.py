@@ -75,12 +75,28 @@ def find(
       sha256: of its file, hexadecimal.
     """
     rows = sharing(shape)
-    words = "-" + re.sub(r"[^a-z0-9]+", "-", name.lower()) + "-"
+    words = _hyphened(name)
     return (
         _only([row for row in rows if row.sha256 and sha256.startswith(row.sha256)])
         or _only([row for row in rows if re.search(f"-({row.words})-", words)])
         or _only([row for row in rows if row.own_shape and row.library in (None, library)])
     )
+
+
+def named(name: str) -> Known | None:
+    """The known encoder that data name, None where no row's words are in it.
+
+    Of rows with other words in a name (`phikon_v2_112um`) it is the one with more of them; of rows
+    with the same words (sizes of Kaiko's) the first: their terms are the same.
+    """
+    words = _hyphened(name)
+    found = [(re.search(f"-({row.words})-", words), row) for row in TABLE]
+    found = [(len(match[1]), row) for match, row in found if match]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _hyphened(name: str) -> str:
+    return "-" + re.sub(r"[^a-z0-9]+", "-", name.lower()) + "-"
 
 
 def _only(rows: list[Known]) -> Known | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stfm_jax.models import regression
 from stfm_jax.models.method import Blocks, Method, Prediction, Request, Section, whole
-from stfm_jax.models.stflow.method import State
+from stfm_jax.models.stflow.method import State, individual_data
 from stfm_jax.models.stflow.settings import STFlowSettings
 from stfm_jax.regression import regressors
 
@@ -25,6 +25,12 @@ class Anchor(Method):
     draws_as = "anchor_residual"
     Settings = STFlowSettings
     State = State
+
+    def needed(self, state: State) -> State:
+        return state._replace(params={}, epochs=0)
+
+    def individual_data(self, state: State) -> dict[str, str]:
+        return individual_data(state)
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         fitted, residuals = state.fitted, state.residuals

@@ -11,7 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from stfm_jax.models import regression
-from stfm_jax.models.method import Genes, Prediction, Request, Run, Section, gathered, whole
+from stfm_jax.models.method import (
+    Genes,
+    Prediction,
+    Request,
+    Run,
+    Section,
+    gathered,
+    whole,
+    within,
+)
 from stfm_jax.models.neighbour_copy import NeighbourCopy, neighbour_copy, own_features
 from stfm_jax.ops.metrics import mean_over_genes, pearson
 from stfm_jax.regression import features as feature_ops
@@ -54,6 +63,9 @@ class CentredSum(NeighbourCopy):
         x = regression.features_of(self.settings.seen, state.transform, case.slide, True)
         predicted = regressors.predict(state.regressor, x)
         return Prediction(whole(predicted + state.weight * (copied - copied.mean(axis=0))))
+
+    def individual_data(self, state: State) -> dict[str, str]:
+        return within("regressor", regressors.individual_data(state.regressor))
 
     def hyperparameters(self, state: State) -> dict[str, float]:
         return {"weight": state.weight}

@@ -15,7 +15,7 @@ methods there are is `models.table`; what a case and a prediction are, its probl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -86,6 +86,7 @@ class Method:
     state_of: ClassVar[str | None] = None  # the method whose state is this one's
     draws_as: ClassVar[str | None] = None  # name of the row of its single draws, where it draws
     compared_with: ClassVar[tuple[str, ...]] = ()  # rows that the report sets it against
+    papers: ClassVar[tuple[str, ...]] = ()  # to cite
     Settings: ClassVar[type[Settings]]
     State: ClassVar[type]  # a NamedTuple
 
@@ -111,6 +112,17 @@ class Method:
         """
         raise NotImplementedError
 
+    def needed(self, state: Any) -> Any:
+        """The state without what `predict` does not look at, for those that it is passed on to."""
+        return state
+
+    def individual_data(self, state: Any) -> dict[str, str]:
+        """What the state holds of single training spots, or of a few together.
+
+        By name of the array in state.npz, or of a group of arrays, in words and with its size.
+        """
+        return {}
+
     def hyperparameters(self, state: Any) -> dict[str, Any]:
         """What was chosen, for scores.json; empty where nothing was."""
         return {}
@@ -118,6 +130,11 @@ class Method:
     def bytes_needed(self, state: Any, num_spots: int, request: Request) -> int:
         """Memory of the host that `predict` takes at its peak, beyond the features."""
         return 0
+
+
+def within(field: str, held: Mapping[str, str]) -> dict[str, str]:
+    """Individual-level data of a part of a state, by their names in the state."""
+    return {f"{field}/{name}": said for name, said in held.items()}
 
 
 def whole(values: np.ndarray) -> Blocks:

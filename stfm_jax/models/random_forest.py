@@ -54,6 +54,17 @@ class RandomForest(Method):
         blocks = regression.feature_blocks(self.settings, state.transform, case.slide, False)
         return Prediction((spots, _mean_of_trees(state.trees, x)) for spots, x in blocks)
 
+    def individual_data(self, state: State) -> dict[str, str]:
+        trees = state.trees
+        nodes = np.arange(len(trees.children))
+        leaves = int((trees.children[:, 0] == nodes).sum())
+        return {
+            "trees": (
+                f"{leaves} leaves of {len(trees.roots)} trees, each with the mean of {LEAF} or a "
+                "few more training spots; thresholds half-way between the features of two of them"
+            )
+        }
+
 
 def _trees(forest: RandomForestRegressor) -> Trees:
     trees = [estimator.tree_ for estimator in forest.estimators_]

@@ -15,7 +15,7 @@ import numpy as np
 from stfm_jax.data import feature_store
 from stfm_jax.data.expression import NORMALIZATIONS, expression
 from stfm_jax.data.slide import Slide
-from stfm_jax.models.method import Genes, Method, Prediction, Request, Run, Section
+from stfm_jax.models.method import Genes, Method, Prediction, Request, Run, Section, within
 from stfm_jax.regression import features as feature_ops
 from stfm_jax.regression import regressors
 from stfm_jax.settings import Settings, setting
@@ -85,6 +85,9 @@ class Regression(Method):
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         blocks = feature_blocks(self.settings, state.transform, case.slide, self.around)
         return Prediction((at, regressors.predict(state.regressor, x)) for at, x in blocks)
+
+    def individual_data(self, state: State) -> dict[str, str]:
+        return within("regressor", regressors.individual_data(state.regressor))
 
     def hyperparameters(self, state: State) -> dict[str, float]:
         return state.choice._asdict()

@@ -76,6 +76,20 @@ def _design(regressor: Regressor, x: np.ndarray) -> np.ndarray:
     return _rbf(x, regressor.landmarks, float(regressor.gamma))
 
 
+def individual_data(regressor: Regressor) -> dict[str, str]:
+    """What a regressor holds of single training spots, by field; see `models.method.Method`."""
+    if isinstance(regressor, Linear):
+        return {}
+    (m, f), g = regressor.landmarks.shape, len(regressor.bias)
+    return {
+        "landmarks": f"features of {m} single training spots, {f} numbers each",
+        "weights": (
+            f"{g} numbers for each of these spots; where every training spot is among them (up to "
+            f"{MAX_LANDMARKS}), what was measured there can be computed from both"
+        ),
+    }
+
+
 def fit(kind: str, x: np.ndarray, y: np.ndarray, choice: Choice, seed: int = 0) -> Regressor:
     """Fits "ridge" or "kernel" to features [n, f] and expression [n, g]."""
     if kind == "ridge":

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -43,10 +44,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        # mkstemp makes the file private; give it what open() would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        _make_public(temporary, 0o666)
         if distributed.is_main():
             os.replace(temporary, path)
         else:
@@ -57,6 +55,38 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, OSError) and is_disk_full(error):
             raise InputError(disk_full_message(path, error)) from error
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder beside `path`; moved there at the end, removed after any failure.
+
+    Of one process. What is at `path` must be nothing, or an empty folder.
+
+    Raises:
+      InputError: there is something else; the disk (or quota) is full.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: expected no folder there, or an empty one; choose another.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        _make_public(temporary, 0o777)
+        os.replace(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise InputError(disk_full_message(path, error)) from error
+        raise
+
+
+def _make_public(path: Path, mode: int) -> None:
+    """Gives what `tempfile` made private the mode that it would have had otherwise."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
 
 
 def is_disk_full(error: OSError) -> bool:

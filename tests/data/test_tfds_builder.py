@@ -196,7 +196,7 @@ def test_a_damaged_data_set_is_refused(built, tmp_path, change, words):
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("export", "tensorflow"), ("cli", "tensorflow_datasets")],
+    [("export_data", "tensorflow"), ("cli", "tensorflow_datasets")],
 )
 def test_what_is_not_needed_is_not_imported(module, absent):
     code = f"import sys; import stfm_jax.{module}; assert {absent!r} not in sys.modules"

@@ -57,6 +57,27 @@ def test_words_are_whole():
     assert known.find(ROWS["UNI"].shape, "university", None) is None
 
 
+@pytest.mark.parametrize(
+    ("data_say", "name"),
+    [
+        ("uni_v1_112um", "UNI"),
+        ("UNI2-h", "UNI2-h"),
+        ("virchow2", "Virchow2"),
+        ("virchow", "Virchow"),
+        ("H-optimus-0", "H-optimus-0"),
+        ("hoptimus1", "H-optimus-1"),
+        ("phikon_v2_112um", "Phikon-v2"),
+        ("kaiko_vits8", "Kaiko-S16"),
+        ("", None),
+        ("unit", None),
+        ("toy_112um", None),
+    ],
+)
+def test_data_name_it(data_say, name):
+    found = known.named(data_say)
+    assert (found and found.name) == name
+
+
 def test_signature():
     virchow2 = Architecture(14, 1280, 32, 16, 3416, True, True, 4, True, 16)
     assert known.signature(virchow2) == ROWS["Virchow2"].shape

@@ -27,6 +27,7 @@ from stfm_jax.models.method import (
     Section,
     gathered,
 )
+from stfm_jax.runtime import files
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.train.stages import Run, TrainSettings
 
@@ -84,6 +85,16 @@ class Fitted:
                 self.states[name] = method.fit(self.train, genes, runs[name])
             else:
                 self.states[name] = self.states[method.state_of]
+
+    def axes_of_spots(self) -> set[int]:
+        """Lengths that an array has which holds something of every spot of training slides."""
+        slides = [
+            s for case in self.train
+            for s in ([case.slide] if isinstance(case, Section) else [case.low, case.high])
+        ]  # fmt: skip
+        sizes = [slide.num_spots for slide in slides]
+        some = (c for r in range(1, len(sizes) + 1) for c in itertools.combinations(sizes, r))
+        return {sum(part) for part in some}
 
     def request(self, draws: int = 3) -> Request:
         return Request(self.asked, 5, draws, 2, make_mesh(1))
@@ -143,6 +154,57 @@ def test_fitted_kept_and_predicting_the_same(fitted, name, tmp_path):
     assert jax.tree.structure(again.state) == jax.tree.structure(state)
     for one, other in zip(of_problem.predict(name, again.state), first, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def stored(folder, method, state) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shapes of the arrays of a model's file, and what its model.json says is individual-level."""
+    store.save(folder, store.Model(method, state, Genes((), ())))
+    said = files.read_json(folder / "model.json")["individual_level"]
+    with np.load(folder / "state.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in arrays.files}
+    return shapes, {name.removeprefix("state.npz/") for name in said}
+
+
+def of_spots(of_problem, shapes) -> set[str]:
+    """Arrays with an axis as long as there are training spots."""
+    lengths = of_problem.axes_of_spots()
+    return {name for name, shape in shapes.items() if lengths & set(shape)}
+
+
+ANCHORED = {"fitted/anchor/landmarks", "fitted/anchor/weights", "residuals"}
+HOLD = {  # as of_spots must find; without it a test could pass that looks for the wrong lengths
+    "kernel_ridge": {"regressor/landmarks", "regressor/weights"},
+    "centred_sum": {"regressor/landmarks", "regressor/weights"},
+    "anchor": ANCHORED,
+    "stflow": ANCHORED,
+    "holotea": {*ANCHORED, "fitted/residuals"},
+    "holotea_he": {*ANCHORED, "fitted/residuals"},
+}
+
+
+@pytest.mark.parametrize("name", table.METHODS)
+def test_what_it_holds_of_single_spots_is_declared(fitted, name, tmp_path):
+    of_problem = fitted[table.method_class(name).problem]
+    shapes, said = stored(tmp_path, of_problem.methods[name], of_problem.states[name])
+    below = {held: {s for s in shapes if f"{s}/".startswith(f"{held}/")} for held in said}
+    assert all(below.values()), "what is declared is there"
+    found = of_spots(of_problem, shapes)
+    assert found <= set().union(*below.values())
+    expected = (s for held in HOLD.get(name, ()) for s in below[held])
+    assert found == set(expected)
+
+
+@pytest.mark.parametrize("name", table.METHODS)
+def test_what_is_not_needed_is_not_looked_at(fitted, name, tmp_path):
+    """Among it residuals of training spots, of all methods but those that look at them."""
+    of_problem = fitted[table.method_class(name).problem]
+    method, state = of_problem.methods[name], of_problem.states[name]
+    shapes, _ = stored(tmp_path, method, method.needed(state))
+    again = store.load(tmp_path, method).state
+    for one, other in zip(of_problem.predict(name, again), of_problem.predict(name), strict=True):
+        np.testing.assert_array_equal(one, other)
+    held = {s for s in of_spots(of_problem, shapes) if "residuals" in s}
+    assert bool(held) == (name in ("anchor", "holotea"))
 
 
 @pytest.mark.parametrize("name", [n for n in table.METHODS if table.method_class(n).draws_as])

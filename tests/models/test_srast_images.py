@@ -12,7 +12,9 @@ from stfm_jax.data.coarsen import Pair, by_lattice
 from stfm_jax.data.slide import Slide
 from stfm_jax.models.srast import images as split_images
 from stfm_jax.models.srast import latents
+from stfm_jax.models.srast.flow import Fitted, SplitArrays
 from stfm_jax.models.srast.images import ImageReader
+from stfm_jax.models.srast.method import SRastMethod, SRastSettings, State
 
 READER = ImageReader(components=20, context=(9,))
 GENES, WIDTH = 24, 40
@@ -68,6 +70,16 @@ def test_depth_and_rates_of_a_sample_of_other_genes(fitted):
     assert np.corrcoef(found.ravel(), true.ravel())[0, 1] > 0.6
     depth = np.log(slide.counts.sum(axis=1).A1 / (rates.sum(axis=1)))
     assert np.corrcoef(said.depth, depth)[0, 1] > 0.6
+
+
+def test_what_it_holds_of_single_children_is_declared(training, fitted):
+    arrays = SplitArrays(*[None] * 4)
+    state = State(Fitted(arrays, fitted[0]), {}, 1)
+    children = len(fitted[0].depth.landmarks)
+    assert children == sum(pair.high.num_spots for pair in training[0])
+    held = SRastMethod(SRastSettings(image=True)).individual_data(state)
+    assert set(held) == {"fitted/images/depth/landmarks", "fitted/images/depth/weights"}
+    assert str(children) in held["fitted/images/depth/landmarks"]
 
 
 def test_axes_leave_out_what_expression_does_not_follow(fitted):

@@ -42,6 +42,16 @@ def test_kernel_equals_sklearn(alpha, gamma):
     np.testing.assert_allclose(regressors.predict(ours, new), expected, atol=1e-3)
 
 
+def test_what_was_measured_can_be_computed_from_an_exact_kernel():
+    """So it is individual-level data, as `individual_data` says; a ridge's weights are not."""
+    x, y = problem()
+    ours = regressors.fit("kernel", x, y, Choice(0.5, 0.05, 0.0))
+    recovered = regressors.predict(ours, ours.landmarks) + 0.5 * ours.weights
+    np.testing.assert_allclose(recovered, y, atol=1e-3)
+    assert set(regressors.individual_data(ours)) == {"landmarks", "weights"}
+    assert not regressors.individual_data(regressors.fit("ridge", x, y, Choice(0.5, NAN, 0.0)))
+
+
 def test_blocks_of_a_long_prediction_fit_together():
     x, y = problem()
     kernel = regressors.fit("kernel", x, y, Choice(1.0, 0.05, 0.0))

@@ -79,6 +79,22 @@ def test_files_get_the_usual_permissions(tmp_path):
     assert len(modes) == 1
 
 
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with files.atomic_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "a.txt").write_text("a")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert [p.name for p in (tmp_path / "new").rglob("*")] == ["folder", "a.txt"]
+    (tmp_path / "usual").mkdir()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "new" / "folder").stat().st_mode == usual
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "usual") as folder:
+        (folder / "a.txt").write_text(str(1 / 0))
+    for there in (tmp_path / "new", tmp_path / "new" / "folder" / "a.txt"):
+        with pytest.raises(InputError, match="expected no folder"), files.atomic_folder(there):
+            pass
+    assert {p.name for p in tmp_path.iterdir()} == {"new", "usual"}
+
+
 def test_csv_keeps_commas_and_empties_nan(tmp_path):
     rows = [{"gene": "A,1", "pearson": np.float32(0.5)}, {"gene": "B", "pearson": np.nan}]
     files.write_csv(tmp_path / "a.csv", rows)

@@ -16,7 +16,13 @@ from stfm_jax.models.holotea.flow import HoloTea
 from stfm_jax.models.holotea.settings import HoloTeaSettings
 from stfm_jax.models.method import EMBEDDING, STACK, Genes, Method, Prediction, Request, Section
 from stfm_jax.models.neighbour_copy import placed
-from stfm_jax.models.stflow.method import STFlowMethod, held_out, in_one_call, stage_of
+from stfm_jax.models.stflow.method import (
+    STFlowMethod,
+    held_out,
+    in_one_call,
+    individual_data,
+    stage_of,
+)
 from stfm_jax.runtime.devices import fetch, replicate
 from stfm_jax.train.stages import Outcome, Run, Stage, select_and_refit
 
@@ -28,7 +34,7 @@ class State(NamedTuple):
 
     fitted: Fitted
     params: dict
-    residuals: np.ndarray  # [n, targets] of the anchor on the training spots, out of fold
+    residuals: np.ndarray | None  # [n, targets] of the anchor on the training spots, out of fold
     epochs: int  # it was trained for, under control
 
 
@@ -40,6 +46,7 @@ class HoloTeaMethod(Method):
     stands_on = ("stflow",)
     draws_as = "holotea_draw"
     compared_with = ("holotea_he", "stflow", "centred_sum", "neighbour_copy", "kernel_ridge")
+    papers = ("HoloTea, arXiv 2511.14613", *STFlowMethod.papers)
     Settings = HoloTeaSettings
     State = State
 
@@ -104,6 +111,16 @@ class HoloTeaMethod(Method):
         seen = Neighbours(case.others, genes, self.expressed)
         return in_one_call(flow, state, flow.prepare(case.slide, state.fitted, None, seen), request)
 
+    def needed(self, state: State) -> State:
+        return state._replace(residuals=None)
+
+    def individual_data(self, state: State) -> dict[str, str]:
+        of_slides = state.fitted.residuals
+        spots = sum(len(residuals) for residuals in of_slides.values())
+        known = f"fingerprints of {len(of_slides)} training slides, by which each is known again"
+        seen = f"; measured less fitted of {spots} single training spots" if spots else ""
+        return {**individual_data(state), "fitted/residuals": known + seen}
+
 
 class HoloTeaFromImages(HoloTeaMethod):
     """The state of `holotea`, predicted from the stack's images alone."""
@@ -114,6 +131,11 @@ class HoloTeaFromImages(HoloTeaMethod):
     draws_as = "holotea_he_draw"
     compared_with = ("stflow", "kernel_ridge")
     images_alone = True
+
+    def needed(self, state: State) -> State:
+        """Without residuals; which slides were trained on is known still."""
+        known = {name: residuals[:0] for name, residuals in state.fitted.residuals.items()}
+        return super().needed(state._replace(fitted=state.fitted._replace(residuals=known)))
 
 
 def _score(flow: HoloTea, training: Any, prepared: Any, run: Run) -> Callable[[Any], float]:

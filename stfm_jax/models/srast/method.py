@@ -14,7 +14,7 @@ from stfm_jax.data.batching import bucket_size
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.errors import InputError
 from stfm_jax.flow import simplex_path
-from stfm_jax.models.method import PAIRS, SPLIT, Method, Request
+from stfm_jax.models.method import PAIRS, SPLIT, Method, Request, within
 from stfm_jax.models.parts import Split, columns
 from stfm_jax.models.sharded import on_devices
 from stfm_jax.models.srast import features
@@ -25,8 +25,8 @@ from stfm_jax.models.srast.images import ImageReader
 from stfm_jax.models.srast.pooling import pair_weight
 from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.ops import metrics
+from stfm_jax.regression import regressors
 from stfm_jax.regression.features import STANDARDIZATIONS
-from stfm_jax.regression.regressors import leave_out_groups
 from stfm_jax.runtime.devices import SHARDED, SHARDED_DRAWS, fetch, replicate, shard
 from stfm_jax.settings import Settings, setting
 from stfm_jax.train.stages import Run, Stage, select_and_refit
@@ -105,6 +105,7 @@ class SRastMethod(Method):
     needs = frozenset({PAIRS})
     draws_as = "srast_draw"
     compared_with = ("uniform", "bilinear", "bicubic", "gaussian")
+    papers = ("SRast, arXiv 2602.10644",)
     Settings = SRastSettings
     State = State
 
@@ -154,6 +155,12 @@ class SRastMethod(Method):
                 sampled = on_devices(flow, "sample", mesh, SHARDED_DRAWS, request.draws, *arguments)
             yield Split(pairs, children, rows.counts, fetch(mean)[:n], fetch(sampled)[:, :n])
 
+    def individual_data(self, state: State) -> dict[str, str]:
+        images = state.fitted.images
+        if images is None:
+            return {}
+        return within("fitted/images/depth", regressors.individual_data(images.depth))
+
 
 def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
     """Samples to train on, and those for validation, of which nothing is learned before.
@@ -164,7 +171,7 @@ def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
     if len(pairs) == 1:
         (pair,) = pairs
         low = pair.low
-        block = leave_out_groups([low.num_spots], [low.coords_um]) == 0
+        block = regressors.leave_out_groups([low.num_spots], [low.coords_um]) == 0
         return [pair.of_parents(np.flatnonzero(~block))], [pair.of_parents(np.flatnonzero(block))]
     names = [pair.high.patient or pair.high.name for pair in pairs]
     patients, rng = sorted(set(names)), np.random.default_rng(seed)

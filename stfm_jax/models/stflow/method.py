@@ -14,11 +14,21 @@ from stfm_jax.data.regions import Regions
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models import sharded
-from stfm_jax.models.method import Blocks, Genes, Method, Prediction, Request, Section, whole
+from stfm_jax.models.method import (
+    Blocks,
+    Genes,
+    Method,
+    Prediction,
+    Request,
+    Section,
+    whole,
+    within,
+)
 from stfm_jax.models.stflow import memory, whole_slide
 from stfm_jax.models.stflow.flow import Fitted, STFlow, TrainingSet
 from stfm_jax.models.stflow.settings import STFlowSettings
 from stfm_jax.ops import metrics
+from stfm_jax.regression import regressors
 from stfm_jax.runtime.devices import fetch, replicate
 from stfm_jax.train.stages import Outcome, Run, Stage, hold_out, select_and_refit
 
@@ -28,7 +38,8 @@ class State(NamedTuple):
 
     fitted: Fitted
     params: dict
-    residuals: np.ndarray  # [n, targets] of the anchor on the training spots, out of fold
+    residuals: np.ndarray | None  # [n, targets] of the anchor on the training spots, out of fold;
+    # for `anchor`, which draws them
     epochs: int  # it was trained for
 
 
@@ -38,6 +49,7 @@ class STFlowMethod(Method):
     name = "stflow"
     draws_as = "stflow_draw"
     compared_with = ("anchor", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
+    papers = ("STFlow, arXiv 2506.05361",)
     Settings = STFlowSettings
     State = State
 
@@ -113,10 +125,25 @@ class STFlowMethod(Method):
             return _in_chunks(flow, state, slide, request)
         return in_one_call(flow, state, flow.prepare(slide, state.fitted), request)
 
+    def needed(self, state: State) -> State:
+        return state._replace(residuals=None)
+
+    def individual_data(self, state: State) -> dict[str, str]:
+        return individual_data(state)
+
     def bytes_needed(self, state: State, num_spots: int, request: Request) -> int:
         targets = len(request.genes.targets)
         flow = self.settings.flow(targets)
         return memory.bytes_needed(flow, state.fitted, targets, num_spots, request.draws)
+
+
+def individual_data(state: Any) -> dict[str, str]:
+    """What a state with an anchor and its residuals holds of single training spots."""
+    held = within("fitted/anchor", regressors.individual_data(state.fitted.anchor))
+    if state.residuals is None:
+        return held
+    n, g = state.residuals.shape
+    return {**held, "residuals": f"of {n} single training spots: measured less fitted, {g} genes"}
 
 
 def check_sizes(slides: Sequence[Slide], neighbors: int) -> None:
