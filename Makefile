@@ -1,9 +1,13 @@
 # `make demo` and `make test` need Python >= 3.11 and make; everything else they install into .venv.
+# What only some tests need has an environment of its own: .venv-parity, .venv-ecosystem.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+# How many tests these targets run at least; none may skip. To be raised when tests are added.
+PARITY_TESTS := 16
+ECOSYSTEM_TESTS := 16
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow test-all test-parity test-ecosystem lint clean
 
 demo: .venv/installed
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO) --mode=train
@@ -13,26 +17,47 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# Also real tissue (where it is), runs that are killed, whole trainings.
+# Real tissue (where it is), runs that are killed, whole trainings.
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
 test-all: .venv/installed-test
 	$(BIN)/python -m pytest -m ""
+
+# Our networks against torch and timm.
+test-parity: .venv-parity/installed
+	.venv-parity/bin/python -m pytest -m parity --all-run=$(PARITY_TESTS)
+
+# What comes out, opened by scanpy and squidpy.
+test-ecosystem: .venv-ecosystem/installed
+	.venv-ecosystem/bin/python -m pytest -m ecosystem --all-run=$(ECOSYSTEM_TESTS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv .venv-parity .venv-ecosystem $(DEMO)
 
-.venv/bin/python:
+%/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python >= 3.11 is needed')"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PYTHON) -m venv $*
+	$@ -m pip install --quiet --upgrade pip
 
 .venv/installed: .venv/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet -e ".[test,bench]"
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+# timm without its dependencies: of torchvision the tests use nothing (tests/optional.py).
+.venv-parity/installed: .venv-parity/bin/python setup.cfg pyproject.toml
+	.venv-parity/bin/python -m pip install --quiet -e ".[test,parity]"
+	.venv-parity/bin/python -m pip install --quiet --no-deps "timm>=1.0"
+	touch $@
+
+.venv-ecosystem/installed: .venv-ecosystem/bin/python setup.cfg pyproject.toml
+	.venv-ecosystem/bin/python -m pip install --quiet -e ".[test,ecosystem]"
 	touch $@

@@ -20,12 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
+PACKAGES = ("jax", "jaxlib", "torch", "numpy")  # whose versions are noted
 LONG = 30.0  # seconds; a run that takes longer is not repeated
 VERY_LONG = 900.0  # s; the first run is the timed one, since compiling hardly shows
 SLOPE_FROM = 10_000  # spots; slopes are taken from here on, where there are two sizes
@@ -212,9 +214,9 @@ def timed(function: Callable[[], Any], repeats: int) -> float:
 
 
 def provenance(commit: str | None) -> Row:
-    """Versions and commit, for every row."""
+    """Versions of what is installed, and commit, for every row."""
     return {
-        **{name: version(name) for name in ("jax", "jaxlib", "torch", "numpy")},
+        **{name: version(name) for name in PACKAGES if find_spec(name)},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "commit": commit or _commit(),

@@ -7,8 +7,8 @@ concatenation, the graph comes from an N x N distance matrix, neighbours are gat
 of every evaluation. It therefore has the published form's weaknesses too: exactly k neighbours
 whatever the ties, PCA frames that are noise on a lattice, no padding.
 
-Needs the extra [bench]; nothing in stfm_jax imports it. What it measures lies in the benchmarks
-beside it.
+Needs the extra [bench] or [parity]; nothing in stfm_jax imports it. What it measures lies in the
+benchmarks beside it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import optional
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -65,8 +66,10 @@ def which(rows, *fields):
     return {tuple(row[field] for field in fields) for row in rows}
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_spots_per_second(rows_of, capsys):
+    optional.torch()
     impl = "stfm,stfm_recomputed,reference,reference_kdtree"
     rows = rows_of("spots_per_second", "--what=inference", "--n=40", f"--impl={impl}")
     assert which(rows, "what", "impl", "n", "evaluations") == {
@@ -93,8 +96,10 @@ def test_competitors_of_a_size(load):
     assert at("inference", 1_000_000) == {("stfm", 1)}
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_a_training_step_of_the_reference(load):
+    optional.torch()
     sizes = {"features": 16, "genes": 6, "width": 8, "blocks": 1}
     order = {"what": "train", "impl": "reference_kdtree", "n": 40, "devices": 1, **sizes}
     step = load("spots_per_second").job(order)

@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers.h5ad_elements import layer_names
 from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.models.stflow.method import STFlowMethod
 from stfm_jax.ops import metrics
@@ -209,7 +210,7 @@ def test_predicted_slide_keeps_the_contract(trained, predicted):
     assert list(out.obs_names) == list(given.obs_names)
     np.testing.assert_array_equal(out.obsm["spatial"], given.obsm["spatial"])
     assert out.obsm["spatial_um"].shape == (given.n_obs, 2)
-    assert set(out.layers) == {"std", "q10", "q90"}
+    assert set(layer_names(out)) == {"std", "q10", "q90"}
     for values in (out.X, *out.layers.values()):
         assert values.shape == (given.n_obs, 8) and np.isfinite(values).all() and values.min() >= 0
     assert (out.layers["q10"] <= out.layers["q90"]).all()

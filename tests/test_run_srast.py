@@ -215,6 +215,7 @@ def test_predict_splits_every_count(data, work, low, tmp_path, kind):
         total = np.zeros(counts.shape)
         np.add.at(total, row, values.toarray())
         np.testing.assert_allclose(total, counts, rtol=1e-6)
+        assert values.indptr.dtype == values.indices.dtype == np.int32
     if kind != "real":
         assert fine.layers["draw_0"].dtype == np.int32
         assert (fine.layers["draw_0"] != fine.layers["draw_1"]).nnz > 0

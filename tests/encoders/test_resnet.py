@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import optional
 import pytest
 from numpy_cnn import error, layer, random_layer
-from timm_reference import import_timm
 
 from stfm_jax.encoders import resnet
 from stfm_jax.errors import InputError
@@ -105,7 +105,7 @@ def test_the_first_tensor_that_does_not_fit_is_named(change, words):
 @pytest.mark.parity
 @pytest.mark.parametrize(("name", "stages", "width"), [("resnet18", 4, 512), ("resnet50", 3, 1024)])
 def test_networks_in_use_against_timm(name, stages, width):
-    timm = import_timm()
+    timm = optional.timm()
     import torch
 
     torch.manual_seed(0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import optional
 import pytest
-from timm_reference import import_timm, import_transformers
 
 from stfm_jax.encoders import known, names, vit
 from stfm_jax.encoders.configs import Config, huggingface_config, timm_config
@@ -89,7 +89,7 @@ SIZES = {row.name: row.preprocess.crop for row in known.TABLE}
 
 
 def made_by_timm(name, **more):
-    timm = import_timm()
+    timm = optional.timm()
     kind, args, *_ = TIMM[name]
     args = {"num_classes": 0, "dynamic_img_size": True, **args, **more}
     if args.pop("swiglu", False):
@@ -146,7 +146,7 @@ def test_tokens_of_timm(name):
 @pytest.mark.parametrize("name", TIMM)
 def test_keys_and_parameters_at_full_size(name):
     """On torch's meta device: shapes without memory."""
-    import_timm()
+    optional.timm()
     import torch
 
     with torch.device("meta"):
@@ -163,7 +163,7 @@ def test_keys_and_parameters_at_full_size(name):
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_tokens_of_transformers(name, tmp_path):
-    transformers = import_transformers()
+    transformers = optional.transformers()
     kind, args = TRANSFORMERS[name]
     config = getattr(transformers, f"{kind}Config")(num_hidden_layers=2, **args)
     model = getattr(transformers, f"{kind}Model")(config).eval()

@@ -10,6 +10,7 @@ import zipfile
 
 import jax.numpy as jnp
 import numpy as np
+import optional
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -374,7 +375,7 @@ def test_an_incomplete_file_is_told_wherever_it_ends(which, whole_files):
 @pytest.mark.parity
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_files_of_torch_itself(new, tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = optional.torch()
     base = torch.randn(4, 6)
     kinds = ("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
     tensors = {kind: base.to(getattr(torch, kind)) for kind in kinds} | {
@@ -399,7 +400,7 @@ def test_files_of_torch_itself(new, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_more_than_tensors_of_torch_is_refused(new, tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = optional.torch()
     path = tmp_path / "a.pt"
     for value, word in (
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),

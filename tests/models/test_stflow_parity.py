@@ -8,6 +8,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optional
 import pytest
 
 from stfm_jax.data.batching import spacing_units
@@ -17,7 +18,8 @@ from stfm_jax.ops.frames import edge_geometry
 from stfm_jax.ops.neighbors import knn_graph
 from stfm_jax.ops.tiles import tile
 
-torch = pytest.importorskip("torch")
+torch = optional.torch()
+pytestmark = pytest.mark.parity
 
 N, F, G, K = 150, 16, 10, 8
 

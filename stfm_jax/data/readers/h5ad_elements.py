@@ -206,9 +206,14 @@ def _counts_matrix(adata: anndata.AnnData, layer: str, where: str) -> object | N
     if layer not in adata.layers and layer != "counts":
         raise InputError(
             f"{where}: expected raw counts in layers[{layer!r}], found layers "
-            f"{listed(adata.layers)}; name the right one."
+            f"{listed(layer_names(adata))}; name the right one."
         )
     return None if adata.n_vars == 0 else adata.layers.get(layer, adata.X)
+
+
+def layer_names(adata: anndata.AnnData) -> list[str]:
+    """Of the layers; anndata lists `X` among them from 0.13 on, under None."""
+    return [name for name in adata.layers if name is not None]
 
 
 def _summed(matrix: object, adata: anndata.AnnData, where: str) -> tuple[sp.csr_matrix, np.ndarray]:
