@@ -1,15 +1,22 @@
 """Spatial transcriptomics from H&E by flow matching, in JAX.
 
-`load`, `fit`, `export`, `Model` and `InputError` are imported when they are first used: `import
-stfm_jax` is light.
+`load`, `fit`, `export`, `get_config`, `Model` and `InputError` are imported when they are first
+used: `import stfm_jax` is light.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_FACE = {"load": "api", "fit": "api", "export": "api", "Model": "api", "InputError": "errors"}
-__all__ = ["InputError", "Model", "__version__", "export", "fit", "load"]
+_FACE = {
+    "load": "api",
+    "fit": "api",
+    "export": "api",
+    "Model": "api",
+    "get_config": "builtin",
+    "InputError": "errors",
+}
+__all__ = ["InputError", "Model", "__version__", "export", "fit", "get_config", "load"]
 
 
 def __getattr__(name: str):

@@ -97,6 +97,10 @@ class Model:
 
         Raises:
           InputError: an argument, or what a file holds; says what was expected and what to do.
+
+        >>> predicted = stfm.load("runs/demo").predict("runs/demo/slide.h5ad", draws=4)
+        >>> sorted(predicted.layers)
+        ['q10', 'q90', 'std']
         """
         with _as_arguments(), tempfile.TemporaryDirectory(prefix="stfm-") as folder:
             config = self.config.copy_and_resolve_references()
@@ -148,6 +152,11 @@ def load(workdir: str | os.PathLike, method: str | None = None, fold: int | None
 
     Raises:
       InputError: there is no such folder or method, or it is damaged.
+
+    >>> stfm.load("runs/demo").method
+    'stflow'
+    >>> stfm.load("runs/demo", "kernel_ridge").method
+    'kernel_ridge'
     """
     with _as_arguments():
         return _loaded(workdir, method, fold)
@@ -190,6 +199,10 @@ def export(
 
     Raises:
       InputError: there is no such workdir, method, model or report, or something in `folder`.
+
+    >>> folder = stfm.export("runs/demo", "runs/demo_model")
+    >>> stfm.load(folder).method
+    'stflow'
     """
     with _as_arguments():
         model = _loaded(workdir, method, fold=None, seed=seed)
@@ -237,6 +250,12 @@ def fit(
 
     Raises:
       InputError: the config, an argument, or what a slide holds.
+
+    >>> config = stfm.get_config("demo")
+    >>> config.encoder.name, config.methods = "precomputed", ("mean", "ridge")
+    >>> config.data.num_genes = 20
+    >>> stfm.fit(config, {"first": first, "second": second, "third": third}, "runs/mine").method
+    'ridge'
     """
     with _as_arguments():
         made = builtin.get_config(config) if isinstance(config, str) else config

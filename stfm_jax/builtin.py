@@ -49,10 +49,13 @@ def line_of(name: str) -> str:
 
 
 def get_config(name: str) -> Any:
-    """A built-in config, a ConfigDict.
+    """A built-in config, a ConfigDict of one's own to change.
 
     Raises:
       InputError: there is none of this name.
+
+    >>> config = stfm.get_config("demo")
+    >>> config.methods = ("ridge", "kernel_ridge")
     """
     path_of(name)
     with siblings():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
     workdir, path = opened.workdir, opened.workdir / "config.json"
     if path.exists():
         yield
+        _note_methods(opened.config.methods, path)
         return
     experiment.check_folds(opened)
     existed = workdir.exists()
@@ -77,6 +78,16 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
             if not existed:
                 workdir.rmdir()
         raise
+
+
+def _note_methods(methods: Iterable[str], path: Path) -> None:
+    """Adds methods to a workdir's config: the last that came predicts where none is named."""
+    if not distributed.is_main():
+        return
+    stored = _completed(read_json(path), path)
+    new = [name for name in methods if name not in stored["methods"]]
+    if new:
+        write_json(path, stored | {"methods": [*stored["methods"], *new]})
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

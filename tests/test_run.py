@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tiny
 
+import stfm_jax as stfm
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.readers.h5ad_elements import layer_names
 from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.models.stflow.method import STFlowMethod
 from stfm_jax.ops import metrics
+from stfm_jax.runtime.files import read_json
 from stfm_jax.score import expression as evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -133,6 +135,17 @@ def test_one_fold_alone_scores_as_it_does_among_all(trained, tmp_path):
         for metric, entry in scores.items():
             assert one["methods"][method][metric]["folds"] == [entry["folds"][1]], (method, metric)
     assert sorted(p.name for p in (tmp_path / "work").glob("fold_*")) == ["fold_1"]
+
+
+def test_a_method_that_is_added_is_the_workdirs_too(trained, tmp_path):
+    """The last that came predicts, whatever the order of a command that adds none."""
+    work = shutil.copytree(trained.workdir, tmp_path / "work")
+    before = read_json(work / "config.json")["methods"]
+    assert tiny.run(trained.config(methods=("random_forest",)), work) == 0
+    assert read_json(work / "config.json")["methods"] == [*before, "random_forest"]
+    assert stfm.load(work).method == "random_forest"
+    assert tiny.run(trained.config(methods=("ridge",)), work) == 0
+    assert stfm.load(work).method == "random_forest"
 
 
 def test_a_comma_makes_a_tuple_of_every_field(trained, tmp_path):
