@@ -57,7 +57,7 @@ def limits(opened: Experiment, index: int) -> Iterator[Row]:
         if path.exists():  # there is none where it did not apply
             found[method.name] = np.split(load_arrays(path)["mean"], ends)
     srast = table.build("srast", config)
-    model = store.load(experiment.model_folder(folder, srast, config.seed), srast)
+    model = store.load(opened.model_of(index, srast), srast)
     found["weights of truth"] = weights_of_truth(model, pairs, genes)
     if config.data.reader == "simulated":
         found |= of_tissue(config.data, pairs, low, genes)

@@ -25,7 +25,7 @@ from typing import Any
 import anndata
 from ml_collections import ConfigDict
 
-from stfm_jax import builtin, experiment, store
+from stfm_jax import builtin, experiment, layout, store
 from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import EXPRESSION, STACK
@@ -213,8 +213,8 @@ def export(
         told = card(fitted, config, metrics, problem_of(config, [chosen]))
         folder = Path(os.path.expanduser(os.fspath(folder)))
         with atomic_folder(folder) as temporary:
-            place = experiment.fold_folder(temporary, None)
-            store.save(experiment.model_folder(place, chosen, config.seed), fitted)
+            place = layout.fold_folder(temporary, None)
+            store.save(layout.model_folder(place, chosen.owner, config.seed), fitted)
             workdirs.write_config(config, temporary)
             (temporary / "README.md").write_text(told, encoding="utf-8")
         return folder

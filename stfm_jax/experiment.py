@@ -1,16 +1,7 @@
 """The runner: methods x folds in a workdir, whatever the problem; a model of all slides; a report.
 
-    W/config.json                     the resolved config
-    W/embeddings/                     features of the built-in encoder
-    W/dataset/                        the data set as --mode=export writes it
-    W/fold_<i>/fold.json, truth.npz   slides and genes of the fold; what was measured
-    W/fold_<i>/<method>/seed_<s>/     select/, refit/ (train.stages), model/ (store), and
-                                      scores.json, predictions.npz of the fold's test slides
-    W/final/<method>/seed_<s>/        the same of all slides, for prediction
-    W/metrics.json, per_gene.csv, history.csv, *.png   the report over the folds done so far
-
-Every step finds out what is done already, so the same command goes on where it was stopped, and
-one that names more methods trains those alone.
+Every step finds out what is done already (`layout` says where), so the same command goes on where
+it was stopped, and one that names more methods trains those alone.
 """
 
 from __future__ import annotations
@@ -24,7 +15,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from stfm_jax import store
+from stfm_jax import layout, store
 from stfm_jax.data.datasets import Dataset
 from stfm_jax.encoders.embed import embedded, require_images
 from stfm_jax.errors import InputError
@@ -52,7 +43,6 @@ from stfm_jax.store import Model
 from stfm_jax.train.stages import Run, TrainSettings
 
 _LOG = logging.getLogger("stfm_jax")
-FINAL = "final"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,26 +78,15 @@ class Experiment:
 
     def place(self, fold: int | None) -> Path:
         """Folder of a fold, or of the model of all slides."""
-        return fold_folder(self.workdir, fold)
+        return layout.fold_folder(self.workdir, fold)
 
     def of_method(self, fold: int | None, name: str) -> Path:
         """Folder of a method in a fold: its scores and predictions and, if it is fitted, stages."""
-        return method_folder(self.place(fold), name, self.config.seed)
+        return layout.method_folder(self.place(fold), name, self.config.seed)
 
-
-def fold_folder(workdir: Path, fold: int | None) -> Path:
-    """Folder of a fold, or of the model of all slides."""
-    return workdir / (FINAL if fold is None else f"fold_{fold}")
-
-
-def method_folder(place: Path, name: str, seed: int) -> Path:
-    """Folder of a method under a fold's."""
-    return place / name / f"seed_{seed}"
-
-
-def model_folder(place: Path, method: Method, seed: int) -> Path:
-    """Where a method's state lies: its own, or that of the method whose state it reads."""
-    return method_folder(place, method.state_of or method.name, seed) / "model"
+    def model_of(self, fold: int | None, method: Method) -> Path:
+        """Folder of the state that a method reads in a fold."""
+        return layout.model_folder(self.place(fold), method.owner, self.config.seed)
 
 
 def open_experiment(config: Any, workdir: str | Path) -> Experiment:
@@ -188,8 +167,7 @@ def evaluate(opened: Experiment) -> None:
 
 
 def _fitted(opened: Experiment, fold: int | None, method: Method) -> bool:
-    folder = model_folder(opened.place(fold), method, opened.config.seed)
-    return distributed.of_main(store.exists(folder))
+    return distributed.of_main(store.exists(opened.model_of(fold, method)))
 
 
 def _report(opened: Experiment) -> None:
@@ -249,8 +227,8 @@ def _fit_final(opened: Experiment) -> None:
     """The models for prediction: all slides, for the median of the folds' epochs."""
     epochs = {}
     for method in opened.methods:
-        folders = sorted(opened.workdir.glob(f"fold_*/{method.name}/seed_{opened.config.seed}"))
-        found = [store.about(f / "model")["epochs"] for f in folders if store.exists(f / "model")]
+        models = [opened.model_of(fold, method) for fold in layout.folds_in(opened.workdir)]
+        found = [store.about(model)["epochs"] for model in models if store.exists(model)]
         if found and found[0] is not None:
             epochs[method.name] = int(np.median(found))
     _remove_outdated(opened, epochs)
@@ -307,7 +285,7 @@ def _score_fold(opened: Experiment, index: int, cases: Cases, methods: list[Meth
 
 def _checked_model(opened: Experiment, index: int, cases: Cases, method: Method) -> Model:
     """A method's model of a fold, whose slides still have the features it was fitted to."""
-    model = store.load(model_folder(opened.place(index), method, opened.config.seed), method)
+    model = store.load(opened.model_of(index, method), method)
     if EMBEDDING in method.needs:
         for name in (*cases.names.train, *cases.names.test):
             store.check_features(model, opened.dataset.slides[name])
@@ -359,8 +337,8 @@ def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
     """
     name = config.predict.method or config.methods[-1]
     method = table.build(name, config)
-    place = fold_folder(workdir, config.fold)
-    folder, first_form = model_folder(place, method, config.seed), place / "model"
+    place = layout.fold_folder(workdir, config.fold)
+    folder, first_form = layout.model_folder(place, method.owner, config.seed), place / "model"
     if not store.exists(folder) and store.exists(first_form):
         return store.load_first_form(first_form, method), first_form
     return store.load(folder, method), folder

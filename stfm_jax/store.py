@@ -90,11 +90,10 @@ def load_first_form(folder: Path, method: Method) -> Model:
       InputError: it is not there, damaged, or of another method.
     """
     known = read_json(folder / "model.json")
-    owner = method.state_of or method.name
-    if known.get("method") != owner:
+    if known.get("method") != method.owner:
         raise InputError(
             f"{folder}: holds {known.get('method')!r} alone, as versions before 2026-11-27 did; "
-            f"{owner!r} has to be trained, in another --workdir."
+            f"{method.owner!r} has to be trained, in another --workdir."
         )
     arrays = {"fitted": load_arrays(folder / "fitted.npz"), "epochs": known["epochs"]}
     if (folder / "residuals.npz").exists():

@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from configs import demo
-from stfm_jax import cli
+from stfm_jax import cli, layout
 from stfm_jax import command as entry
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.simulate import TissueParams, volume
@@ -125,14 +125,14 @@ def start(*argv: str) -> subprocess.Popen:
     )
 
 
-def place(work: Path, fold: int | None, method: str = "stflow") -> Path:
+def place(work: Path, fold: int | None, method: str = "stflow", seed: int = 0) -> Path:
     """Folder of a method in a fold, or of the model of all slides."""
-    return work / ("final" if fold is None else f"fold_{fold}") / method / "seed_0"
+    return layout.method_folder(layout.fold_folder(work, fold), method, seed)
 
 
 def points(work: Path, fold: int) -> dict[str, np.ndarray]:
     """What every method predicted in a fold [n, g], by name; and `expr`, what was measured."""
-    folder = work / f"fold_{fold}"
+    folder = layout.fold_folder(work, fold)
     found = {}
     for path in folder.glob("*/seed_0/predictions.npz"):
         with np.load(path) as stored:

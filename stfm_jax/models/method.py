@@ -90,6 +90,11 @@ class Method:
     Settings: ClassVar[type[Settings]]
     State: ClassVar[type]  # a NamedTuple
 
+    @property
+    def owner(self) -> str:
+        """The method whose state this one reads: itself, or `state_of`."""
+        return self.state_of or self.name
+
     def check(self, slides: Sequence[Slide], devices: int) -> None:
         """Raises InputError where slides are too small, or devices too many, for the method."""
 
