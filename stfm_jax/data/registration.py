@@ -252,6 +252,7 @@ def _reduced(sections: Sequence[Section]) -> list[np.ndarray]:
         return [np.zeros((len(s.coords_um), 0)) for s in sections]
     pooled = np.concatenate(smooth)
     num = min(_COMPONENTS, *pooled.shape)
+    # Of one seed whatever the config's: a stack has one frame, as its sections have one place.
     axes = PCA(num, random_state=0).fit(pooled).components_.T
     return [
         np.zeros((len(s.coords_um), num)) if x is None else x @ axes

@@ -215,6 +215,7 @@ def _seen(sections: Sequence[Slide], coords: Sequence[np.ndarray]) -> list[Secti
     for slide, places in zip(sections, coords, strict=True):
         features, n = slide.features, slide.num_spots
         if n > most:
+            # Of one seed whatever the config's: a stack has one frame for all fits.
             index = np.sort(np.random.default_rng(0).choice(n, most, replace=False))
             places = places[index]
             features = None if bare else feature_store.take(features, index)

@@ -45,7 +45,8 @@ class CentredSum(NeighbourCopy):
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides, reach = [case.slide for case in cases], self.settings.reach
-        seen = regression.seen_of(self.settings.seen, slides, genes.scored, True, run.once)
+        settings = self.settings.seen
+        seen = regression.seen_of(settings, slides, genes.scored, True, run.seed, run.once)
         fit = regression.fitted("kernel", slides, seen, run.once)
         unseen = regression.unseen("kernel", slides, seen, fit, run.once)
         unseen = np.split(unseen, np.cumsum([len(y) for y in seen.y])[:-1])

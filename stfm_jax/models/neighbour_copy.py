@@ -72,7 +72,8 @@ class NeighbourCopy(Method):
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides = [case.slide for case in cases]
-        return State(seen_of(self.settings.seen, slides, genes.scored, True, run.once).transform)
+        seen = seen_of(self.settings.seen, slides, genes.scored, True, run.seed, run.once)
+        return State(seen.transform)
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         slide, others = case.slide, measured_of(case)

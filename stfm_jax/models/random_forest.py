@@ -44,7 +44,7 @@ class RandomForest(Method):
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides = [case.slide for case in cases]
-        seen = regression.seen_of(self.settings, slides, genes.scored, False, run.once)
+        seen = regression.seen_of(self.settings, slides, genes.scored, False, run.seed, run.once)
         forest = RandomForestRegressor(
             TREES, min_samples_leaf=LEAF, max_features=1 / 3, n_jobs=-1, random_state=run.seed
         )

@@ -42,6 +42,7 @@ class Seen(NamedTuple):
     x: list[np.ndarray]  # per slide [n_i, f]
     y: list[np.ndarray]  # per slide [n_i, g]
     groups: np.ndarray  # [n] what is left out together
+    seed: int  # of all this, and of what is fitted to it
     key: tuple[Hashable, ...]  # what all this depends on beside the slides
 
     @property
@@ -78,7 +79,7 @@ class Regression(Method):
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides = [case.slide for case in cases]
-        seen = seen_of(self.settings, slides, genes.scored, self.around, run.once)
+        seen = seen_of(self.settings, slides, genes.scored, self.around, run.seed, run.once)
         found = fitted(self.kind, slides, seen, run.once)
         return State(seen.transform, *found)
 
@@ -108,10 +109,11 @@ def seen_of(
     slides: Sequence[Slide],
     genes: Sequence[str],
     around: bool,
+    seed: int,
     once: Once = compute,
 ) -> Seen:
     """What a regression of some genes on some slides is fitted to."""
-    scaling = settings.standardize, settings.components
+    scaling = settings.standardize, settings.components, seed
     transform = once(
         lambda: feature_ops.fit_transform([s.features for s in slides], *scaling),
         slides, "transform", scaling,
@@ -123,8 +125,8 @@ def seen_of(
     )  # fmt: skip
     y = [expression(slide, genes, settings.normalization) for slide in slides]
     sizes, coords = [s.num_spots for s in slides], [s.coords_um for s in slides]
-    groups = once(lambda: regressors.leave_out_groups(sizes, coords), slides, "groups")
-    return Seen(transform, x, y, groups, (seen, settings.normalization, tuple(genes)))
+    groups = once(lambda: regressors.leave_out_groups(sizes, coords, seed), slides, "groups", seed)
+    return Seen(transform, x, y, groups, seed, (seen, settings.normalization, tuple(genes)))
 
 
 def fitted(kind: str, slides: Sequence[Slide], seen: Seen, once: Once = compute) -> Fit:
@@ -132,8 +134,8 @@ def fitted(kind: str, slides: Sequence[Slide], seen: Seen, once: Once = compute)
 
     def make() -> Fit:
         x, y = seen.pooled
-        choice = regressors.choose(kind, x, y, seen.groups)
-        return Fit(regressors.fit(kind, x, y, choice), choice)
+        choice = regressors.choose(kind, x, y, seen.groups, seen.seed)
+        return Fit(regressors.fit(kind, x, y, choice, seen.seed), choice)
 
     return once(make, slides, "fit", kind, seen.key)
 
@@ -141,7 +143,7 @@ def fitted(kind: str, slides: Sequence[Slide], seen: Seen, once: Once = compute)
 def unseen(kind: str, slides: Sequence[Slide], seen: Seen, fit: Fit, once: Once = compute):
     """Prediction [n, g] of the training spots, each by a regressor that never saw its group."""
     return once(
-        lambda: regressors.out_of_fold(kind, *seen.pooled, seen.groups, fit.choice),
+        lambda: regressors.out_of_fold(kind, *seen.pooled, seen.groups, fit.choice, seen.seed),
         slides, "unseen", kind, seen.key,
     )  # fmt: skip
 

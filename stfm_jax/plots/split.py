@@ -64,7 +64,7 @@ def mixing(features: Mapping[str, np.ndarray], label: np.ndarray) -> Figure:
     figure = Figure(figsize=(3.4 * len(features), 3.4), layout="constrained")
     axes = figure.subplots(1, len(features), squeeze=False)
     for ax, (name, values) in zip(axes[0], features.items(), strict=True):
-        places = PCA(2, random_state=0).fit_transform(values)
+        places = PCA(2, random_state=0).fit_transform(values)  # of a picture: no figure follows
         for one in np.unique(label):
             ax.scatter(*places[label == one].T, s=4, label=str(one), alpha=0.6, lw=0)
         ax.set(title=name, xticks=[], yticks=[])

@@ -30,7 +30,7 @@ class FeatureTransform(NamedTuple):
 
 
 def fit_transform(
-    features: Sequence[np.ndarray], standardize: str, num_components: int
+    features: Sequence[np.ndarray], standardize: str, num_components: int, seed: int = 0
 ) -> FeatureTransform:
     """Fits scaling and principal axes on the features of the training slides.
 
@@ -38,6 +38,7 @@ def fit_transform(
       features: per slide [n_i, f].
       standardize: "slide" (each by itself) or "training" (all by the training moments).
       num_components: axes kept, at most f and the number of spots.
+      seed: of the axes, where features are so wide that they are found by random projections.
     """
     if standardize not in STANDARDIZATIONS:
         raise InputError(
@@ -56,7 +57,7 @@ def fit_transform(
     p = min(num_components, f, len(standardized) - 1)
     many = len(standardized) > 10 * f  # spots: the eigenvectors of the covariance are cheaper
     solver = "covariance_eigh" if many else "full" if f <= 2048 else "randomized"
-    pca = PCA(p, svd_solver=solver, random_state=0)
+    pca = PCA(p, svd_solver=solver, random_state=seed)
     return transform._replace(components=pca.fit(standardized).components_.T.astype(np.float32))
 
 

@@ -64,6 +64,7 @@ def residuals_seen(
     y: Sequence[np.ndarray],
     coords: Sequence[np.ndarray],
     choice: regressors.Choice | None,
+    seed: int,
 ) -> Callable[[int], list[np.ndarray]]:
     """i -> residuals [n_j, g] of every training slide j as slide i may see them.
 
@@ -77,16 +78,17 @@ def residuals_seen(
       y: [n_i, g].
       coords: [n_i, 2].
       choice: the regressor's hyperparameters.
+      seed: of the regressors, and of the blocks of an only slide.
     """
     sizes = [len(part) for part in y]
     slide = np.repeat(np.arange(len(sizes)), sizes)
-    groups = regressors.leave_out_groups(sizes, coords)
+    groups = regressors.leave_out_groups(sizes, coords, seed)
     group = [groups[slide == i][0] for i in range(len(sizes))]
     x, y = np.concatenate(x), np.concatenate(y)
     left = {}
     for pair in itertools.combinations_with_replacement(sorted(set(group)), 2):
         out = np.isin(groups, pair)
-        left[pair] = y - _left_out(kind, x, y, out, slide, coords, choice)
+        left[pair] = y - _left_out(kind, x, y, out, slide, coords, choice, seed)
 
     def seen_by(i: int) -> list[np.ndarray]:
         pairs = [tuple(sorted((group[i], other))) for other in group]
@@ -95,7 +97,7 @@ def residuals_seen(
     return seen_by
 
 
-def _left_out(kind, x, y, out, slide, coords, choice) -> np.ndarray:
+def _left_out(kind, x, y, out, slide, coords, choice, seed) -> np.ndarray:
     """Prediction [n, g] of the spots `out` [n] by a regressor that saw none of them.
 
     Where nothing else is left, of each slide by its own other spatial blocks.
@@ -104,11 +106,11 @@ def _left_out(kind, x, y, out, slide, coords, choice) -> np.ndarray:
     if kind == "none":
         prediction[out] = y[~out].mean(axis=0) if (~out).any() else y.mean(axis=0)
     elif (~out).any():
-        regressor = regressors.fit(kind, x[~out], y[~out], choice)
+        regressor = regressors.fit(kind, x[~out], y[~out], choice, seed)
         prediction[out] = regressors.predict(regressor, x[out])
     else:
         for i, places in enumerate(coords):
             own = slide == i
-            blocks = regressors.leave_out_groups([len(places)], [places])
-            prediction[own] = regressors.out_of_fold(kind, x[own], y[own], blocks, choice)
+            blocks = regressors.leave_out_groups([len(places)], [places], seed)
+            prediction[own] = regressors.out_of_fold(kind, x[own], y[own], blocks, choice, seed)
     return prediction

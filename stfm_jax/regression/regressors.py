@@ -141,17 +141,18 @@ def out_of_fold(
 
 
 def leave_out_groups(
-    sizes: Sequence[int], coords: Sequence[np.ndarray], max_groups: int = 5
+    sizes: Sequence[int], coords: Sequence[np.ndarray], seed: int = 0, max_groups: int = 5
 ) -> np.ndarray:
     """Groups to leave out: slides, or five spatial blocks where there is one slide only.
 
     Args:
       sizes: spots of each slide.
       coords: [n_i, 2] of each slide.
+      seed: of the blocks.
       max_groups: more slides than this share groups.
     """
     if len(sizes) == 1:
-        blocks = KMeans(min(max_groups, sizes[0]), n_init=4, random_state=0).fit(coords[0])
+        blocks = KMeans(min(max_groups, sizes[0]), n_init=4, random_state=seed).fit(coords[0])
         return blocks.labels_
     return np.repeat(np.arange(len(sizes)) % max_groups, sizes)
 

@@ -64,7 +64,7 @@ def _features(pairs: Mapping[str, Pair], seed: int) -> dict:
         labels += [low.patient if len(patients) > 1 else name] * len(some)
     pooled = sp.vstack(parts["expression"]).log1p()
     size = min(latents.COMPONENTS, min(pooled.shape) - 1)
-    scores = TruncatedSVD(size, random_state=0).fit_transform(pooled) if size > 0 else None
+    scores = TruncatedSVD(size, random_state=seed).fit_transform(pooled) if size > 0 else None
     features = {name: np.concatenate(v) for name, v in parts.items() if name != "expression"}
     if scores is not None:
         features = {"expression": scores} | features

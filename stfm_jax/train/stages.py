@@ -146,5 +146,5 @@ def hold_out(slides: Sequence[Slide], seed: int) -> tuple[list[Slide], Slide]:
         chosen = int(np.random.default_rng(seed).integers(len(slides)))
         return [s for i, s in enumerate(slides) if i != chosen], slides[chosen]
     slide = slides[0]
-    block = leave_out_groups([slide.num_spots], [slide.coords_um]) == 0
+    block = leave_out_groups([slide.num_spots], [slide.coords_um], seed) == 0
     return [slide.subset(~block)], slide.subset(block)

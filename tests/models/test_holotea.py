@@ -265,12 +265,12 @@ def test_padding_changes_nothing(flow, fitted, prepared, params, monkeypatch):
 def test_residuals_are_of_an_anchor_that_saw_neither_section(flow, base, slides, genes):
     """Section 0's own expression must not move what it is told of section 1."""
     seen = measured(slides)
-    told = flow._residuals_seen(seen, base)(0)[1]
+    told = flow._residuals_seen(seen, base, 0)(0)[1]
     twisted = dataclasses.replace(base.slides[0], expr=base.slides[0].expr[::-1])
     other = dataclasses.replace(base, slides=[twisted, *base.slides[1:]])
-    seen_by = flow._residuals_seen(seen, other)
+    seen_by = flow._residuals_seen(seen, other, 0)
     np.testing.assert_allclose(seen_by(0)[1], told, atol=1e-6)
-    assert np.abs(seen_by(2)[1] - flow._residuals_seen(seen, base)(2)[1]).max() > 1e-2
+    assert np.abs(seen_by(2)[1] - flow._residuals_seen(seen, base, 0)(2)[1]).max() > 1e-2
     y = expression(seen[1], genes, "log1p")
     x = np.concatenate([p.features for p in base.slides[2:]])
     rest = np.concatenate([p.expr for p in base.slides[2:]])

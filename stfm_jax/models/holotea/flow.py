@@ -91,12 +91,12 @@ class HoloTea:
           genes: to predict.
           base: of the same slides and genes.
           base_params: of the trained base.
-          seed: of the prior's fit and draws.
+          seed: of the regressions that were left out, and of the prior's fit and draws.
         """
         expr = [p.expr for p in base.slides]
         sizes = np.cumsum([len(y) for y in expr])[:-1]
         residuals = np.split(base.residuals, sizes)
-        seen_by = self._residuals_seen(slides, base)
+        seen_by = self._residuals_seen(slides, base, seed)
         transform, seen = base.fitted.transform, self.see_expression
         contexts = [
             self._context_of(slide, slides, transform, expr if seen else None, seen_by(i))
@@ -115,13 +115,13 @@ class HoloTea:
         fitted = Fitted(base.fitted.transform, base.fitted.anchor, flow, stored)
         return stflow.TrainingSet(prepared, fitted, base.anchor_choice, base.residuals)
 
-    def _residuals_seen(self, slides, base: stflow.TrainingSet):
+    def _residuals_seen(self, slides, base: stflow.TrainingSet, seed: int):
         """See `moved.residuals_seen`."""
         x = [p.features for p in base.slides]
         if not self.base.token_context:
             x = [self.base.context_of(s, base.fitted.transform) for s in slides]
         y, coords = [p.expr for p in base.slides], [s.coords_um for s in slides]
-        return moved.residuals_seen(self.base.anchor, x, y, coords, base.anchor_choice)
+        return moved.residuals_seen(self.base.anchor, x, y, coords, base.anchor_choice, seed)
 
     def _context_of(self, slide: Slide, others: Sequence[Slide], transform, expr, residuals):
         """What the spots of a slide see of the others of its stack.

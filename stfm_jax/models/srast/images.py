@@ -73,7 +73,7 @@ def fit(
     """
     slides = [pair.high for pair in pairs]
     transform = feature_ops.fit_transform(
-        [slide.features for slide in slides], reader.standardize, reader.components
+        [slide.features for slide in slides], reader.standardize, reader.components, seed
     )
     depth, depths = _fit_depth(reader, transform, slides, seed)
     slopes = [
@@ -104,7 +104,7 @@ def _fit_depth(
     x = np.concatenate([_context(reader, transform, slide) for slide in slides])
     y = np.concatenate([_log_depth(slide) for slide in slides])
     sizes = [slide.num_spots for slide in slides]
-    groups = regressors.leave_out_groups(sizes, [slide.coords_um for slide in slides])
+    groups = regressors.leave_out_groups(sizes, [slide.coords_um for slide in slides], seed)
     rng = np.random.default_rng(seed)
     some, every = (_drawn(rng, len(x), most) for most in (CHOSEN_ON, FITTED_TO))
     choice = regressors.choose("kernel", x[some], y[some], groups[some], seed)

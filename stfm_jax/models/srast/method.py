@@ -171,7 +171,7 @@ def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
     if len(pairs) == 1:
         (pair,) = pairs
         low = pair.low
-        block = regressors.leave_out_groups([low.num_spots], [low.coords_um]) == 0
+        block = regressors.leave_out_groups([low.num_spots], [low.coords_um], seed) == 0
         return [pair.of_parents(np.flatnonzero(~block))], [pair.of_parents(np.flatnonzero(block))]
     names = [pair.high.patient or pair.high.name for pair in pairs]
     patients, rng = sorted(set(names)), np.random.default_rng(seed)

@@ -99,10 +99,21 @@ class STFlow:
     # Closed-form part, on the host.
 
     def training_set(
-        self, slides: Sequence[Slide], genes: Sequence[str], once=regression.compute
+        self,
+        slides: Sequence[Slide],
+        genes: Sequence[str],
+        seed: int = 0,
+        once: regression.Once = regression.compute,
     ) -> TrainingSet:
-        """Scalers, prior, anchor and path of the training slides; `once` as of `Method.fit`."""
-        seen = regression.seen_of(self.seen, slides, genes, True, once)
+        """Scalers, prior, anchor and path of the training slides.
+
+        Args:
+          slides: with counts.
+          genes: to predict.
+          seed: of every draw, split and fit.
+          once: see `train.stages.Run.once`.
+        """
+        seen = regression.seen_of(self.seen, slides, genes, True, seed, once)
         y = np.concatenate(seen.y)
         anchor, unseen, choice = self._fit_anchor(slides, seen, y, once)
         prior = self._fit_prior(slides, genes, y)

@@ -85,14 +85,14 @@ class STFlowMethod(Method):
                 lambda: self._refit(flow, slides, genes, run),
             )
 
-        return run.once(make, slides, "stflow", flow, genes.targets)
+        return run.once(make, slides, "stflow", flow, genes.targets, run.seed)
 
     def _selection(
         self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
     ) -> tuple[TrainingSet, Stage]:
         """What is fitted to all slides but the one held out, by whose Pearson epochs are chosen."""
         part, held = held_out(slides, run)
-        training = flow.training_set(part, genes.targets, run.once)
+        training = flow.training_set(part, genes.targets, run.seed, run.once)
         score = self._score(flow, training, held, genes, run)
         return training, stage_of(flow, training, run, score)
 
@@ -100,7 +100,7 @@ class STFlowMethod(Method):
         self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
     ) -> tuple[TrainingSet, Stage]:
         """What is fitted to all slides."""
-        training = flow.training_set(slides, genes.targets, run.once)
+        training = flow.training_set(slides, genes.targets, run.seed, run.once)
         return training, stage_of(flow, training, run)
 
     def _score(
