@@ -46,7 +46,8 @@ def tissue() -> ConfigDict:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.methods = EXPRESSION  # rows of the table; the last one predicts, unless predict.method
-    config.seed = 0
+    config.seed = 0  # of every draw, split and fit
+    config.seeds = ()  # every fold once for each of these, in place of seed; the first predicts
     config.fold = config_dict.placeholder(int)  # one fold only; all, when absent
     config.devices = 0  # that share every batch; 0: all there are, of all processes
 

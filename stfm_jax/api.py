@@ -25,7 +25,7 @@ from typing import Any
 import anndata
 from ml_collections import ConfigDict
 
-from stfm_jax import builtin, experiment, layout, store
+from stfm_jax import builtin, experiment, layout, seeds, store
 from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import EXPRESSION, STACK
@@ -170,7 +170,8 @@ def _loaded(
     config = workdirs.read_config(path)
     with config.unlocked():
         config.fold = fold
-        config.seed = config.seed if seed is None else seed
+        if seed is not None:
+            config.seed, config.seeds = seed, ()
         config.predict.method = method or config.predict.method
     return Model(path, config, *experiment.load_model(config, path))
 
@@ -192,7 +193,7 @@ def export(
       workdir: of a finished run of the command or of `fit`. It is left as it is.
       folder: to be made; nothing may be there but an empty folder.
       method: see `load`.
-      seed: that it was trained with; None: the config's.
+      seed: that it was trained with; None: the config's, of several the first.
 
     Returns:
       The folder.
@@ -224,7 +225,7 @@ def _passed_on(config: ConfigDict, method: str) -> ConfigDict:
     """The config of a folder with one method, on whatever machine: it names no place, no file."""
     made = config.copy_and_resolve_references()
     with made.unlocked():
-        made.methods = (method,)
+        made.methods, made.seeds = (method,), ()
         made.predict = builtin.get_config("base").predict
         made.devices = min(made.devices, 1)
         made.update_from_flattened_dict(dict.fromkeys(workdirs.WHERE_DATA_LIE, ""))
@@ -259,7 +260,7 @@ def fit(
     """
     with _as_arguments():
         made = builtin.get_config(config) if isinstance(config, str) else config
-        made = made.copy_and_resolve_references()
+        made = seeds.with_first(made)
         path = Path(os.path.expanduser(os.fspath(workdir)))
         with made.unlocked():
             made.data.reader = "anndata"

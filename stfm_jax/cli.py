@@ -16,7 +16,7 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from stfm_jax import experiment
+from stfm_jax import experiment, seeds
 from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
 from stfm_jax.predict.file import predict_file
@@ -33,6 +33,7 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     """Runs a mode of an experiment in its workdir."""
     config = config.copy_and_resolve_references()
     _split_at_commas(config)
+    config = seeds.with_first(config)
     for section in (config.data, config.encoder):
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))

@@ -38,6 +38,7 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import save_arrays, write_json
 from stfm_jax.score.genes import gene_rows
+from stfm_jax.seeds import seeds_of
 from stfm_jax.settings import Settings, setting
 from stfm_jax.store import Model
 from stfm_jax.train.stages import Run, TrainSettings
@@ -64,6 +65,12 @@ class Experiment:
     methods: tuple[Method, ...]  # all that are fitted, each after those it stands on
     dataset: Dataset
     mesh: Mesh  # devices that share every batch
+    seed: int  # of every draw, split and fit; of several the first, which predicts
+
+    @property
+    def of_seeds(self) -> list[Experiment]:
+        """The same with each of the seeds that folds are run with."""
+        return [dataclasses.replace(self, seed=seed) for seed in seeds_of(self.config)]
 
     @property
     def asked(self) -> list[Method]:
@@ -82,11 +89,11 @@ class Experiment:
 
     def of_method(self, fold: int | None, name: str) -> Path:
         """Folder of a method in a fold: its scores and predictions and, if it is fitted, stages."""
-        return layout.method_folder(self.place(fold), name, self.config.seed)
+        return layout.method_folder(self.place(fold), name, self.seed)
 
     def model_of(self, fold: int | None, method: Method) -> Path:
         """Folder of the state that a method reads in a fold."""
-        return layout.model_folder(self.place(fold), method.owner, self.config.seed)
+        return layout.model_folder(self.place(fold), method.owner, self.seed)
 
 
 def open_experiment(config: Any, workdir: str | Path) -> Experiment:
@@ -105,7 +112,7 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
         raise InputError(
             f"config.fold must be from 0 to {len(dataset.folds) - 1}, found {config.fold}."
         )
-    opened = Experiment(config, Path(workdir), problem, methods, dataset, mesh)
+    opened = Experiment(config, Path(workdir), problem, methods, dataset, mesh, config.seed)
     _check_slides(opened)
     if problem.encoder is not None:
         require_images(dataset.all, problem.encoder, opened.cache)
@@ -159,10 +166,11 @@ def train(opened: Experiment) -> None:
 def evaluate(opened: Experiment) -> None:
     """Scores fitted folds again from their saved models, and rewrites the report."""
     for index in range(len(opened.dataset.folds)):
-        there = [m for m in opened.asked if _fitted(opened, index, m)]
-        if there:
+        there = [(o, [m for m in o.asked if _fitted(o, index, m)]) for o in opened.of_seeds]
+        if any(methods for _, methods in there):
             cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
-            _score_fold(opened, index, cases, there)
+            for of_seed, methods in there:
+                _score_fold(of_seed, index, cases, methods)
     _report(opened)
 
 
@@ -177,18 +185,24 @@ def _report(opened: Experiment) -> None:
 
 
 def _run_fold(opened: Experiment, index: int) -> None:
-    scores = {m: opened.of_method(index, m.name) / "scores.json" for m in opened.asked}
-    left = [m for m, path in scores.items() if not distributed.of_main(path.exists())]
+    left = [(of_seed, _not_scored(of_seed, index)) for of_seed in opened.of_seeds]
+    left = [(of_seed, methods) for of_seed, methods in left if methods]
     if not left:
         _LOG.info("fold %d: done before", index)
         return
     cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
-    _fit(opened, index, cases, {})
-    _score_fold(opened, index, cases, left)
+    for of_seed, methods in left:
+        _fit(of_seed, index, cases, {})
+        _score_fold(of_seed, index, cases, methods)
+
+
+def _not_scored(opened: Experiment, index: int) -> list[Method]:
+    scores = {m: opened.of_method(index, m.name) / "scores.json" for m in opened.asked}
+    return [m for m, path in scores.items() if not distributed.of_main(path.exists())]
 
 
 def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, int]) -> None:
-    """Fits the methods that are not there yet to the training cases of a fold."""
+    """Fits the methods that are not there yet to the training cases of a fold, with one seed."""
     shared, runs = {}, {}
     for method in opened.methods:
         run = runs[method.name] = _run_of(opened, fold, method, epochs, runs, shared)
@@ -199,11 +213,12 @@ def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, i
 
 
 def _run_of(opened: Experiment, fold, method: Method, epochs, runs: dict, shared: dict) -> Run:
-    label = "all slides" if fold is None else f"fold {fold}"
+    of_seed = f" seed {opened.seed}" if len(seeds_of(opened.config)) > 1 else ""
+    label = "all slides" if fold is None else f"fold {fold}{of_seed}"
     return Run(
         directory=opened.of_method(fold, method.name),
         name=f"{label} {method.name}",
-        seed=opened.config.seed,
+        seed=opened.seed,
         mesh=opened.mesh,
         settings=TrainSettings.of(opened.config),
         epochs=epochs.get(method.name),
@@ -259,7 +274,7 @@ def _final_epochs(opened: Experiment, name: str) -> int | None:
 
 
 def _score_fold(opened: Experiment, index: int, cases: Cases, methods: list[Method]) -> None:
-    """Predicts and scores the test cases of a fold by some methods."""
+    """Predicts and scores the test cases of a fold by some methods, fitted with one seed."""
     models = [_checked_model(opened, index, cases, method) for method in methods]
     problem, folder = opened.problem, opened.place(index)
     truth = problem.truth(cases)
@@ -296,7 +311,7 @@ def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, tr
     problem, method = opened.problem, model.method
     folder, rows = opened.of_method(index, method.name), []
     predicted = predict_cases(opened, model, cases)
-    scores = problem.scores(method, predicted, truth, opened.config.seed) if predicted else {}
+    scores = problem.scores(method, predicted, truth, opened.seed) if predicted else {}
     if predicted:
         mean = np.concatenate(predicted.means)
         rows = gene_rows(index, method.name, mean, true, cases.scored)
@@ -320,7 +335,7 @@ def predict_cases(opened: Experiment, model: Model, cases: Cases) -> Predicted |
     """A method's predictions of the test cases of a fold; None where a case lacks what it needs."""
     settings = RunSettings.of(opened.config)
     genes = Genes(cases.scored, model.genes.targets)
-    request = Request(genes, opened.config.seed, settings.draws, settings.mean_draws, opened.mesh)
+    request = Request(genes, opened.seed, settings.draws, settings.mean_draws, opened.mesh)
     try:
         predictions = [model.method.predict(model.state, case, request) for case in cases.test]
         return opened.problem.collected(predictions, cases)
@@ -341,4 +356,17 @@ def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
     folder, first_form = layout.model_folder(place, method.owner, config.seed), place / "model"
     if not store.exists(folder) and store.exists(first_form):
         return store.load_first_form(first_form, method), first_form
+    _check_seed(place, method.owner, config.seed)
     return store.load(folder, method), folder
+
+
+def _check_seed(place: Path, owner: str, seed: int) -> None:
+    """Raises InputError where there is no model of the seed, but one of another."""
+    folders = {s: layout.model_folder(place, owner, s) for s in layout.seeds_in(place, owner)}
+    there = [other for other, folder in folders.items() if store.exists(folder)]
+    if there and seed not in there:
+        raise InputError(
+            f"{layout.model_folder(place, owner, seed)}: holds no trained model, but there are "
+            f"those of seed {', '.join(map(str, there))}; set --config.seed={there[0]}, or train "
+            f"with --config.seed={seed}."
+        )

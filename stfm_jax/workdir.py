@@ -19,7 +19,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import read_json, write_json
 
-FREE_FIELDS = ("methods", "predict", "fold", "devices")
+FREE_FIELDS = ("methods", "seed", "seeds", "predict", "fold", "devices")
 WHERE_DATA_LIE = ("data.dir", "encoder.dir")
 # What reproduces the version that wrote a config.json without the field, a line each; fields that
 # are not named here began with what was done before as their default.

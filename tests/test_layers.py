@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "stfm_jax"
 LAYERS = (
-    {"errors", "settings", "layout"},
+    {"errors", "settings", "layout", "seeds"},
     {"ops"},
     {"flow", "nn", "data", "runtime"},
     {"encoders", "regression"},

@@ -57,7 +57,7 @@ def test_metrics_json_has_the_shape_of_the_contract(trained):
     for method, scores in written["methods"].items():
         assert set(scores) >= METRICS, method
         for metric, entry in scores.items():
-            assert set(entry) == {"mean", "std", "folds"}, (method, metric)
+            assert set(entry) == {"mean", "std", "folds", "seeds", "seed_std"}, (method, metric)
             assert len(entry["folds"]) == 3
     pearson = written["methods"]["ridge"]["pearson"]
     assert pearson["mean"] == pytest.approx(np.mean(pearson["folds"]))

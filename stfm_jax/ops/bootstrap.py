@@ -19,8 +19,8 @@ from stfm_jax.ops import metrics
 class PairedFold(NamedTuple):
     """What `paired_bootstrap` needs of one test set (one fold); a plain tuple will do."""
 
-    pred_a: np.ndarray  # [n, g]
-    pred_b: np.ndarray  # [n, g]
+    pred_a: np.ndarray  # [n, g], or [s, n, g] of s seeds
+    pred_b: np.ndarray  # likewise
     true: np.ndarray  # [n, g]; NaN where a gene is not scored at a spot
     blocks: np.ndarray  # [n] int, block of each spot (see `spatial_blocks`)
     slides: np.ndarray | None = None  # [n] slide of each spot, where there are several
@@ -80,9 +80,10 @@ def paired_bootstrap(
     Blocks of spots are drawn with replacement within each slide; both predictions are scored on
     the same resampled spots; the fold's difference is averaged over the folds in each resample.
     Sums over the spots of a block suffice for Pearson, so that a resample costs a product of a
-    count vector with [blocks, g] tables. Genes constant in a fold's truth are left out of it, as
-    are genes that a resample leaves constant, from that resample. The interval speaks of new
-    tissue of these slides; it does not hold the spread over training seeds or patients.
+    count vector with [blocks, g] tables. Of several seeds the differences are averaged in each
+    resample, all on the same spots: they are of one tissue. Genes constant in a fold's truth are
+    left out of it, as are genes that a resample leaves constant, from that resample. The interval
+    speaks of new tissue of these slides; it does not hold the spread over seeds or patients.
 
     Args:
       folds: test sets, each (pred_a, pred_b, true, blocks) or with the slides added.
@@ -101,11 +102,12 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     observed, resampled = [], []
     for fold in folds:
-        fold = PairedFold(*fold)
-        sums, slide_of_block = _block_sums(fold)
-        observed.append(_difference(sums, np.ones((1, len(slide_of_block))))[0])
+        sums, slides = zip(*map(_block_sums, _by_seed(PairedFold(*fold))), strict=True)
+        slide_of_block = slides[0]
+        every = np.ones((1, len(slide_of_block)))
+        observed.append(np.mean([_difference(each, every)[0] for each in sums]))
         times = _resample_blocks(slide_of_block, num_resamples, rng)
-        resampled.append(_difference(sums, times))
+        resampled.append(np.mean([_difference(each, times) for each in sums], axis=0))
     differences = np.mean(resampled, axis=0)
     differences = differences[~np.isnan(differences)]
     if len(differences) == 0:  # no gene varies in some fold
@@ -114,6 +116,12 @@ def paired_bootstrap(
     return Bootstrap(
         float(np.mean(observed)), float(low), float(high), float(np.mean(differences > 0))
     )
+
+
+def _by_seed(fold: PairedFold) -> list[PairedFold]:
+    """A fold with predictions [n, g] for each seed."""
+    a, b = (np.reshape(pred, (-1, *np.shape(fold.true))) for pred in (fold.pred_a, fold.pred_b))
+    return [fold._replace(pred_a=one, pred_b=other) for one, other in zip(a, b, strict=True)]
 
 
 def _block_sums(fold: PairedFold) -> tuple[dict[str, np.ndarray], np.ndarray]:

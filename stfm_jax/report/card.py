@@ -9,7 +9,7 @@ import stfm_jax
 from stfm_jax.encoders import known
 from stfm_jax.encoders.embed import BUILT_IN
 from stfm_jax.models.method import SPLIT, STACK
-from stfm_jax.report.tables import text_table
+from stfm_jax.report.tables import legend, text_table
 from stfm_jax.store import Model
 
 _TASKS = {
@@ -117,7 +117,8 @@ def _scores(model: Model, metrics: Mapping[str, Any], problem: Any) -> Iterator[
     yield text_table(rows, shown)
     yield "```"
     yield ""
-    yield f"Mean +- spread over {len(metrics['folds'])} of {metrics['folds_in_split']} folds, each"
+    counts = len(metrics["folds"]), metrics["folds_in_split"], len(metrics.get("seeds", ()))
+    yield f"{legend(*counts)}, each"
     yield "of models that did not see its test slides; `*` is the best of a column."
     yield f"{problem.explained[0].upper()}{problem.explained[1:]}."
 

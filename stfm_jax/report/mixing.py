@@ -26,11 +26,11 @@ def write(workdir: Path, pairs: Mapping[str, Pair], seed: int) -> dict[str, floa
     1: patients lie apart; 0: they cannot be told from one another. "expression": principal scores
     of log-normalised counts on the genes that all share; "latents": each sample's own autoencoder;
     "normed": after Latent Norm. Samples of one patient are told apart as samples. Written to
-    latents.npz, latents.png; what was there already is not computed again.
+    latents.npz, latents.png; what was there already, of the same seed, is not computed again.
     """
     path = workdir / "latents.npz"
-    if not path.exists():
-        save_arrays(path, _features(pairs, seed))
+    if not path.exists() or load_arrays(path).get("seed") != seed:
+        save_arrays(path, {**_features(pairs, seed), "seed": np.int64(seed)})
         arrays = load_arrays(path)
         figure = split_plots.mixing(arrays["features"], arrays["label"])
         plots.save(figure, workdir / "latents.png")

@@ -1,4 +1,4 @@
-"""From scores to summaries over folds and tables in plain text.
+"""From scores to summaries over folds and seeds, and tables in plain text.
 
 The shape of metrics.json is a contract with scripts (docs/data_and_files.md). Nothing here computes
 a score (score/), draws (plots/) or writes (write.py).
@@ -14,44 +14,67 @@ import numpy as np
 
 LOWER_IS_BETTER = ("mse", "mae", "rmse", "crps", "mass_error")
 NOMINAL = {"coverage80": 0.8}  # best is nearest to this
+SPREADS = ("+-", "/")  # before the spread over folds, and over seeds
 
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
-def summarize(fold_metrics: Sequence[Mapping[str, Mapping[str, float]]]) -> Summary:
-    """Mean and spread over folds of every metric of every method.
+def summarize(scores: Sequence[Sequence[Mapping[str, Mapping[str, float]]]]) -> Summary:
+    """Mean and spread over folds, and over seeds, of every metric of every method.
 
     Args:
-      fold_metrics: per fold, {method: {metric: value}}. A fold may lack a method or a metric.
+      scores: per fold and per seed, {method: {metric: value}}, which may lack a method or a metric.
 
     Returns:
-      {"methods": {method: {metric: {"mean", "std", "folds"}}}}, methods and metrics in order of
-      first appearance. `folds` has one entry per fold, NaN where it has no value; mean and std
-      are over the others. std is the sample standard deviation (n - 1) [ours], NaN for one fold.
-      NaN becomes null in JSON.
+      {"methods": {method: {metric: cell}}}, methods and metrics in order of first appearance; see
+      `_cell_of`. NaN becomes null in JSON.
     """
     methods: dict[str, dict[str, Any]] = {}
-    for index, fold in enumerate(fold_metrics):
-        for method, metrics in fold.items():
+    shape = len(scores), max((len(fold) for fold in scores), default=0)
+    for index in np.ndindex(shape):
+        for method, metrics in scores[index[0]][index[1]].items():
             for metric, value in metrics.items():
-                missing = [math.nan] * len(fold_metrics)
+                missing = np.full(shape, math.nan)
                 values = methods.setdefault(method, {}).setdefault(metric, missing)
                 values[index] = float(value)
     return {
         "methods": {
-            method: {metric: _over_folds(values) for metric, values in metrics.items()}
+            method: {metric: _cell_of(values) for metric, values in metrics.items()}
             for method, metrics in methods.items()
         }
     }
 
 
-def _over_folds(values: list[float]) -> dict[str, Any]:
-    known = [value for value in values if not math.isnan(value)]
+def _cell_of(values: np.ndarray) -> dict[str, Any]:
+    """What metrics.json says of values [folds, seeds], NaN where there is none.
+
+    `folds` are means over the seeds that a fold has, `mean` and `std` are over them. `seeds` are
+    means over the folds that no seed lacks: others would set different folds against each other;
+    `seed_std` is their spread. A seed that has no value in any fold is looked at by neither.
+    Spreads are sample standard deviations (n - 1) [ours], NaN of a single value.
+    """
+    known = ~np.isnan(values)
+    there = known.any(axis=0)
+    shared = known[:, there].all(axis=1) & there.any()
+    folds = [_mean(of_fold) for of_fold in values]
+    seeds = [_mean(of_seed[shared]) for of_seed in values.T]
     return {
-        "mean": float(np.mean(known)) if known else math.nan,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else math.nan,
-        "folds": values,
+        "mean": _mean(folds),
+        "std": _spread(folds),
+        "folds": folds,
+        "seeds": seeds,
+        "seed_std": _spread(seeds),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _spread(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
 def text_table(
@@ -67,7 +90,8 @@ def text_table(
       digits: decimals.
 
     Returns:
-      The table without a final newline. `*` marks the best mean of a column as printed: highest,
+      The table without a final newline. A cell is the mean, its spread over folds and, of several
+      seeds, over seeds; `legend` says so. `*` marks the best mean of a column as printed: highest,
       lowest for errors, nearest to 0.8 for coverage80. `-` stands for what was not measured.
     """
     if metrics is None:
@@ -90,11 +114,21 @@ def text_table(
 
 
 def _cell(cell: Mapping[str, Any], digits: int) -> str:
-    mean, std = _number(cell.get("mean")), _number(cell.get("std"))
+    mean, *spreads = (_number(cell.get(name)) for name in ("mean", "std", "seed_std"))
     if math.isnan(mean):
         return "-"
-    text = f"{mean:.{digits}f}"
-    return text if math.isnan(std) else f"{text} +- {std:.{digits}f}"
+    marks = (
+        f" {sign} {spread:.{digits}f}"
+        for sign, spread in zip(SPREADS, spreads, strict=True)
+        if not math.isnan(spread)
+    )
+    return f"{mean:.{digits}f}" + "".join(marks)
+
+
+def legend(folds: int, folds_in_split: int, seeds: int) -> str:
+    """What the cells of `text_table` are, as the beginning of a sentence."""
+    over_seeds = f" {SPREADS[1]} spread over {seeds} seeds" if seeds > 1 else ""
+    return f"Mean {SPREADS[0]} spread over {folds} of {folds_in_split} folds{over_seeds}"
 
 
 def _number(value: float | None) -> float:

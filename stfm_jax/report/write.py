@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import stfm_jax
+from stfm_jax import layout
 from stfm_jax.data.datasets import Dataset
 from stfm_jax.models.method import Method
 from stfm_jax.ops.bootstrap import paired_bootstrap
@@ -18,8 +20,16 @@ from stfm_jax.plots import slides as plots
 from stfm_jax.report import tables
 from stfm_jax.runtime.files import load_arrays, read_csv, read_json, write_csv, write_json
 from stfm_jax.score.genes import blocks
+from stfm_jax.seeds import seeds_of
 
 _LOG = logging.getLogger("stfm_jax")
+
+
+class Scored(NamedTuple):
+    """What the methods that are reported left in a fold, fitted with one seed."""
+
+    rows: dict[str, dict]  # scores.json by method
+    predictions: dict[str, dict]  # predictions.npz by method that has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +38,12 @@ class ScoredFold:
 
     fold: dict  # fold.json
     truth: dict  # truth.npz
-    rows: dict[str, dict]  # scores.json by method
-    predictions: dict[str, dict]  # predictions.npz by method that has them
+    of_seeds: dict[int, Scored]  # those with a row
+
+    @property
+    def first(self) -> Scored:
+        """Of the first seed."""
+        return next(iter(self.of_seeds.values()))
 
 
 def write(
@@ -39,44 +53,56 @@ def write(
 
     Args:
       workdir: of the experiment.
-      config: its config.
+      config: its config; the seeds that it names are reported.
       problem: of `stfm_jax.problems`.
       dataset: its slides and folds.
       methods: whose rows are reported.
     """
-    folds = _scored_folds(workdir, config.seed, methods)
-    scores = [{k: v for row in f.rows.values() for k, v in row["scores"].items()} for f in folds]
-    summary = tables.summarize(scores)
-    found = {**summary, "comparisons": _comparisons(problem, dataset, methods, folds)}
+    seeds = seeds_of(config)
+    folds = _scored_folds(workdir, seeds, methods)
+    summary = tables.summarize([[_scores(f, seed) for seed in seeds] for f in folds])
+    found = {**summary, "comparisons": _comparisons(problem, dataset, methods, folds, seeds[0])}
     if problem.compares_folds:
         found["comparisons_by_fold"] = {
-            f.fold["fold"]: _comparisons(problem, dataset, methods, [f]) for f in folds
+            f.fold["fold"]: _comparisons(problem, dataset, methods, [f], seeds[0]) for f in folds
         }
     extras = problem.extras(workdir, dataset)
     _write_scores(workdir, config, dataset, folds, {**found, **extras})
-    _write_history(workdir, config.seed, methods)
+    _write_history(workdir, seeds, methods)
     for f in folds:
-        if f.predictions:
-            problem.picture(workdir, dataset, f.fold, f.truth, f.predictions)
-    _LOG.info("%s", _text(problem, found, extras, folds, dataset))
+        if f.first.predictions:
+            problem.picture(workdir, dataset, f.fold, f.truth, f.first.predictions)
+    _LOG.info("%s", _text(problem, found, extras, folds, dataset, len(seeds)))
 
 
-def _scored_folds(workdir: Path, seed: int, methods: Sequence[Method]) -> list[ScoredFold]:
-    paths = sorted(workdir.glob("fold_*/fold.json"), key=lambda p: read_json(p)["fold"])
+def _scores(f: ScoredFold, seed: int) -> dict[str, dict]:
+    """Scores by row, of a method or of its draws."""
+    rows = f.of_seeds[seed].rows if seed in f.of_seeds else {}
+    return {name: scores for row in rows.values() for name, scores in row["scores"].items()}
+
+
+def _scored_folds(
+    workdir: Path, seeds: Sequence[int], methods: Sequence[Method]
+) -> list[ScoredFold]:
     folds = []
-    for path in paths:
-        places = {m.name: path.parent / m.name / f"seed_{seed}" for m in methods}
-        places = {name: p for name, p in places.items() if (p / "scores.json").exists()}
-        rows = {name: read_json(p / "scores.json") for name, p in places.items()}
-        predictions = {
-            name: load_arrays(p / "predictions.npz")
-            for name, p in places.items()
-            if (p / "predictions.npz").exists()
-        }
-        if rows:
-            truth = load_arrays(path.parent / "truth.npz")
-            folds.append(ScoredFold(read_json(path), truth, rows, predictions))
+    for index in layout.folds_in(workdir):
+        place = layout.fold_folder(workdir, index)
+        found = {seed: _scored(place, seed, methods) for seed in seeds}
+        found = {seed: scored for seed, scored in found.items() if scored.rows}
+        if found:
+            truth = load_arrays(place / "truth.npz")
+            folds.append(ScoredFold(read_json(place / "fold.json"), truth, found))
     return folds
+
+
+def _scored(place: Path, seed: int, methods: Sequence[Method]) -> Scored:
+    places = {m.name: layout.method_folder(place, m.name, seed) for m in methods}
+    rows = {name: p / "scores.json" for name, p in places.items()}
+    predictions = {name: p / "predictions.npz" for name, p in places.items()}
+    return Scored(
+        {name: read_json(path) for name, path in rows.items() if path.exists()},
+        {name: load_arrays(path) for name, path in predictions.items() if path.exists()},
+    )
 
 
 def _write_scores(workdir: Path, config: Any, dataset: Dataset, folds, found: dict) -> None:
@@ -86,6 +112,7 @@ def _write_scores(workdir: Path, config: Any, dataset: Dataset, folds, found: di
             "config": config.to_dict(),
             **found,
             "folds": [_told(f) for f in folds],
+            "seeds": seeds_of(config),
             "genes": {
                 "by_fold": {f.fold["fold"]: f.fold["genes"] for f in folds},
                 "constant_by_fold": {f.fold["fold"]: f.fold["constant_genes"] for f in folds},
@@ -95,14 +122,24 @@ def _write_scores(workdir: Path, config: Any, dataset: Dataset, folds, found: di
             "version": stfm_jax.__version__,
         },
     )
-    rows = [row for f in folds for found in f.rows.values() for row in found["per_gene"]]
+    rows = [
+        {"fold": row["fold"], "seed": seed, **row}
+        for f in folds
+        for seed, scored in f.of_seeds.items()
+        for of_method in scored.rows.values()
+        for row in of_method["per_gene"]
+    ]
     write_csv(workdir / "per_gene.csv", rows)
 
 
 def _told(f: ScoredFold) -> dict:
-    """What metrics.json says of a fold; epochs are those of the last method that has any."""
-    trained = [row["epochs"] for row in f.rows.values() if row["epochs"] is not None]
-    chosen = {name: row["hyperparameters"] for name, row in f.rows.items()}
+    """What metrics.json says of a fold; what was chosen is that of the first seed.
+
+    Epochs are those of the last method that has any.
+    """
+    rows = f.first.rows
+    trained = [row["epochs"] for row in rows.values() if row["epochs"] is not None]
+    chosen = {name: row["hyperparameters"] for name, row in rows.items()}
     return {
         **{key: value for key, value in f.fold.items() if key != "genes"},
         "epochs": trained[-1] if trained else None,
@@ -111,22 +148,35 @@ def _told(f: ScoredFold) -> dict:
 
 
 def _comparisons(
-    problem: Any, dataset: Dataset, methods: Sequence[Method], folds: Sequence[ScoredFold]
+    problem: Any,
+    dataset: Dataset,
+    methods: Sequence[Method],
+    folds: Sequence[ScoredFold],
+    seed: int,
 ) -> dict[str, dict]:
-    """Paired spatial-block bootstrap of each method minus those that it names."""
-    if not folds:
-        return {}
-    there = set.intersection(*(set(f.predictions) for f in folds))
+    """Paired spatial-block bootstrap of each method minus those that it names.
+
+    In every fold over the seeds that both have; none where a fold has no such seed.
+    """
     seen = [_Views(problem, dataset, f) for f in folds]
     rows = {}
-    for method in (m for m in methods if m.name in there):
-        for other in (name for name in method.compared_with if name in there):
+    for method in methods:
+        for other in method.compared_with:
+            pair = method.name, other
+            if not seen or not all(v.seeds_of(pair) for v in seen):
+                continue
             for scale in seen[0].true:
                 parts = [
-                    (v.of(method.name)[scale], v.of(other)[scale], v.true[scale], *v.labels)
+                    (
+                        *(v.of(name, v.seeds_of(pair), scale) for name in pair),
+                        v.true[scale],
+                        *v.labels,
+                    )
                     for v in seen
                 ]
-                rows[f"{method.name} - {other}{scale}"] = paired_bootstrap(parts)._asdict()
+                rows[f"{method.name} - {other}{scale}"] = paired_bootstrap(
+                    parts, seed=seed
+                )._asdict()
     return rows
 
 
@@ -135,45 +185,50 @@ class _Views:
 
     def __init__(self, problem: Any, dataset: Dataset, f: ScoredFold):
         self._seen = lambda values: problem.views(dataset, f.fold, f.truth, values)
-        self._predictions, self._views = f.predictions, {}
+        self._of_seeds, self._views = f.of_seeds, {}
         self.true = self._seen(problem.measured(f.truth))
         ends = np.cumsum(f.fold["spots"])[:-1]
         self.labels = blocks(np.split(f.truth["coords_um"], ends))
 
-    def of(self, name: str) -> dict[str, np.ndarray]:
-        """A method's mean by scale; 0 where it is not scored."""
-        if name not in self._views:
-            seen = self._seen(self._predictions[name]["mean"])
-            self._views[name] = {scale: np.nan_to_num(view) for scale, view in seen.items()}
-        return self._views[name]
+    def seeds_of(self, names: Sequence[str]) -> list[int]:
+        """Seeds with predictions of all of some methods."""
+        return [s for s, scored in self._of_seeds.items() if set(names) <= set(scored.predictions)]
+
+    def of(self, name: str, seeds: Sequence[int], scale: str) -> np.ndarray:
+        """A method's mean with some seeds [s, n, g]; 0 where it is not scored."""
+        return np.stack([self._of_seed(name, seed)[scale] for seed in seeds])
+
+    def _of_seed(self, name: str, seed: int) -> dict[str, np.ndarray]:
+        if (name, seed) not in self._views:
+            seen = self._seen(self._of_seeds[seed].predictions[name]["mean"])
+            self._views[name, seed] = {scale: np.nan_to_num(view) for scale, view in seen.items()}
+        return self._views[name, seed]
 
 
-def _write_history(workdir: Path, seed: int, methods: Sequence[Method]) -> None:
-    """All stages' histories, and the curve of the last method that was trained."""
-    rows = []
-    for place in (*sorted(workdir.glob("fold_*")), workdir / "final"):
-        for folder in sorted(place.glob(f"*/seed_{seed}"), key=lambda p: _order(p, methods)):
-            for stage in ("select", "refit"):
-                about = {"fold": place.name.removeprefix("fold_"), "method": folder.parent.name}
-                rows += [{**about, **row} for row in read_csv(folder / stage / "history.csv")]
+def _write_history(workdir: Path, seeds: Sequence[int], methods: Sequence[Method]) -> None:
+    """All stages' histories; the curve of the last method that was trained, of the first seed."""
+    order = [method.name for method in methods]  # after those that they stand on
+    names = sorted(
+        layout.methods_in(workdir), key=lambda n: (order.index(n) if n in order else -1, n)
+    )
+    rows, chosen = [], {}
+    for fold, seed, name in itertools.product((*layout.folds_in(workdir), None), seeds, names):
+        folder = layout.method_folder(layout.fold_folder(workdir, fold), name, seed)
+        about = {"fold": layout.FINAL if fold is None else fold, "seed": seed, "method": name}
+        for stage in ("select", "refit"):
+            rows += [{**about, **row} for row in read_csv(folder / stage / "history.csv")]
+        if seed == seeds[0] and (folder / "select" / "done.json").exists():
+            chosen[name, str(fold)] = read_json(folder / "select" / "done.json")["best_epoch"]
     write_csv(workdir / "history.csv", rows)
-    selection = [row for row in rows if row["stage"].endswith("select")]
+    selection = [r for r in rows if r["stage"].endswith("select") and r["seed"] == seeds[0]]
     if selection:
         last = selection[-1]["method"]
-        chosen = {
-            path.parts[-5].removeprefix("fold_"): read_json(path)["best_epoch"]
-            for path in workdir.glob(f"fold_*/{last}/seed_{seed}/select/done.json")
-        }
-        figure = plots.learning_curve([r for r in selection if r["method"] == last], chosen)
+        marked = {fold: epoch for (name, fold), epoch in chosen.items() if name == last}
+        figure = plots.learning_curve([r for r in selection if r["method"] == last], marked)
         plots.save(figure, workdir / "learning_curve.png")
 
 
-def _order(folder: Path, methods: Sequence[Method]) -> int:
-    names = [method.name for method in methods]
-    return names.index(folder.parent.name) if folder.parent.name in names else -1
-
-
-def _text(problem: Any, found: dict, extras: dict, folds, dataset: Dataset) -> str:
+def _text(problem: Any, found: dict, extras: dict, folds, dataset: Dataset, seeds: int) -> str:
     """What a person reads at the end of a run."""
     methods, constant = found["methods"], sum(len(f.fold["constant_genes"]) for f in folds)
     left_out = f"{constant} constant genes left out" if constant else "no gene was constant"
@@ -182,7 +237,7 @@ def _text(problem: Any, found: dict, extras: dict, folds, dataset: Dataset) -> s
         "",
         tables.text_table(methods, shown),
         "",
-        f"Mean +- spread over {len(folds)} of {len(dataset.folds)} folds; {dataset.folds_from}.",
+        f"{tables.legend(len(folds), len(dataset.folds), seeds)}; {dataset.folds_from}.",
         f"{problem.explained}; {left_out}.",
     ]
     for name, row in found["comparisons"].items():

@@ -189,7 +189,8 @@ def test_no_rows_where_a_patient_has_no_training_slide(given, models, tmp_path, 
     stranger = dataclasses.replace(given.test[0], patient="P2")
     test = ([stranger] * strangers + given.test)[:2]
     made = tiny_stack.config()
-    opened = Experiment(made, tmp_path, problem_of(made, METHODS), METHODS, None, make_mesh(1))
+    problem = problem_of(made, METHODS)
+    opened = Experiment(made, tmp_path, problem, METHODS, None, make_mesh(1), made.seed)
     train, test = ([Section(s, given.train) for s in part] for part in (given.train, test))
     cases = Cases(Fold((), ()), train, test, models["centred_sum"].genes, given.genes)
     request = Request(models["centred_sum"].genes, 0, 0, 1, make_mesh(1))

@@ -87,6 +87,21 @@ def test_bootstrap_of_equal_methods_holds_zero_and_more_folds_narrow_it():
     assert same.difference == same.low == same.high == 0.0
 
 
+def test_seeds_share_the_resampled_tissue():
+    """Three fits of one tissue are no three tissues: alike, they give the interval of one."""
+    coords, *_ = grid(20)
+    blocks, rng = bootstrap.spatial_blocks(coords), np.random.default_rng(0)
+    true = rng.normal(size=(400, 6))
+    a, b, c, d = (true + rng.normal(size=true.shape) for _ in range(4))
+    one = bootstrap.paired_bootstrap([(a, b, true, blocks)], 400)
+    alike = bootstrap.paired_bootstrap([(np.stack([a] * 3), np.stack([b] * 3), true, blocks)], 400)
+    np.testing.assert_allclose(alike, one)
+    other = bootstrap.paired_bootstrap([(c, d, true, blocks)], 400)
+    both = bootstrap.paired_bootstrap([(np.stack([a, c]), np.stack([b, d]), true, blocks)], 400)
+    assert both.difference == pytest.approx((one.difference + other.difference) / 2)
+    assert both != one
+
+
 def test_blocks_widen_the_interval_of_errors_that_are_correlated_in_space():
     coords, *_ = grid(20)
     rng = np.random.default_rng(0)
