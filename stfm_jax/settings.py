@@ -63,6 +63,13 @@ class Settings:
         return cls(**values, **parts)
 
 
+def paths(settings: type[Settings]) -> frozenset[str]:
+    """Where all fields of some settings stand in the config, those of nested ones too."""
+    own = {path(settings, field) for field in _plain_fields(settings)}
+    parts = (f.metadata.get("nested") for f in dataclasses.fields(settings))
+    return frozenset(own.union(*(paths(part) for part in parts if part)))
+
+
 def _plain_fields(settings: Settings | type[Settings]) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(settings) if "nested" not in f.metadata]
 

@@ -1,25 +1,31 @@
 """A workdir's config: which experiment it belongs to, and reading it back.
 
-`config.json` is the resolved config of the first command. What may differ from command to command
-is FREE_FIELDS; everything else makes another experiment, and another workdir.
+`config.json` is the resolved config of the first command, with the settings of methods that came
+later. What may differ from command to command is FREE_FIELDS, and the settings of methods that have
+nothing in the workdir yet: a row is its method's settings, the data, the encoder and the seed.
+Everything else makes another experiment, and another workdir.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from stfm_jax import builtin, experiment
+from stfm_jax import builtin, experiment, layout
 from stfm_jax.errors import InputError
+from stfm_jax.models import table
+from stfm_jax.problems.table import PROBLEMS
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import read_json, write_json
+from stfm_jax.settings import paths
 
 FREE_FIELDS = ("methods", "seed", "seeds", "predict", "fold", "devices")
+SHARED = ("data", "encoder")  # sections that all methods' results depend on
 WHERE_DATA_LIE = ("data.dir", "encoder.dir")
 # What reproduces the version that wrote a config.json without the field, a line each; fields that
 # are not named here began with what was done before as their default.
@@ -34,6 +40,7 @@ _ROWS = {
     "srast": ("uniform", "bilinear", "bicubic", "gaussian", "srast"),
 }
 _GONE = ("method",)  # fields of earlier versions
+_ANY = ""  # no name of a field
 
 
 def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True) -> None:
@@ -52,8 +59,9 @@ def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True)
 
 @contextlib.contextmanager
 def claimed(opened: experiment.Experiment) -> Iterator[None]:
-    """Writes the resolved config into a workdir that has none, which belongs to it from then on.
+    """Writes the resolved config into a workdir, which belongs to it from then on.
 
+    One that has a config keeps what may differ, and gets the settings of methods that are new.
     After every check that needs no embedding, and undone where bad input ends the run before
     anything else is written: a corrected command must not be refused as another experiment. Before
     the embedding, whose files are known by the slides' names: another config must not take them
@@ -64,6 +72,7 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
     """
     workdir, path = opened.workdir, opened.workdir / "config.json"
     if path.exists():
+        _keep_up(opened.config, workdir)
         yield
         _note_methods(opened.config.methods, path)
         return
@@ -88,6 +97,14 @@ def _note_methods(methods: Iterable[str], path: Path) -> None:
     new = [name for name in methods if name not in stored["methods"]]
     if new:
         write_json(path, stored | {"methods": [*stored["methods"], *new]})
+
+
+def _keep_up(config: ConfigDict, workdir: Path) -> None:
+    """Takes over what `check` let differ, but for FREE_FIELDS."""
+    stored = _plain(read_config(workdir))
+    now = _plain(config) | {name: stored[name] for name in FREE_FIELDS}
+    if now != stored:
+        write_json(workdir / "config.json", now)
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
@@ -150,17 +167,44 @@ def _plain(config: ConfigDict) -> dict:
 
 
 def _check_same(mine: dict, theirs: dict, workdir: Path, free: tuple[str, ...]) -> None:
-    differing = [
-        f"{name} is {there!r} there and {here!r} here"
+    changed = [
+        (name, f"{name} is {there!r} there and {here!r} here")
         for name, here, there in _differences(mine, theirs)
         if name not in free and name.split(".")[0] not in free
     ]
+    holders = _holders(workdir, theirs["methods"]) if changed else {}
+    differing = []
+    for name, said in changed:
+        if name.split(".")[0] in SHARED:
+            differing.append(said)
+        elif fitted := holders.get(name, holders[_ANY]):
+            differing.append(f"{said} (of {', '.join(fitted)})")
     if differing:
         raise InputError(
             f"{workdir}: belongs to another config: {'; '.join(differing[:3])}"
             + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
             + ". Use another --workdir, or the config it was made with."
         )
+
+
+def _holders(workdir: Path, methods: Sequence[str]) -> dict[str, list[str]]:
+    """By field of the config the methods that depend on it and have something in the workdir.
+
+    Under _ANY those of a field that no method and no problem names.
+    """
+    places = [*workdir.glob("fold_*"), layout.fold_folder(workdir, None)]
+    first_form = any((place / "model").exists() for place in places)  # see store.load_first_form
+    there = layout.methods_in(workdir) | set(methods if first_form else ())
+    found = {name: table.method_class(name) for name in table.METHODS if name in there}
+    holders = {_ANY: list(found)}
+    for name in table.METHODS:
+        for field in table.method_class(name).fields():
+            holders.setdefault(field, []).extend([name] if name in found else [])
+    for name, problem in PROBLEMS.items():
+        of_problem = [n for n, method in found.items() if method.problem == name]
+        for field in paths(problem.Settings):
+            holders.setdefault(field, of_problem)
+    return holders
 
 
 def _differences(a: Any, b: Any, prefix: str = ""):

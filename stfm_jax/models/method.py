@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-from stfm_jax.settings import Settings
-from stfm_jax.train.stages import Run
+from stfm_jax.settings import Settings, paths
+from stfm_jax.train.stages import Run, TrainSettings
 
 EXPRESSION, SPLIT = "expression", "split"  # the problems
 EMBEDDING, STACK, PAIRS = "embedding", "stack", "pairs"  # what a method may need
@@ -94,6 +94,12 @@ class Method:
     def owner(self) -> str:
         """The method whose state this one reads: itself, or `state_of`."""
         return self.state_of or self.name
+
+    @classmethod
+    def fields(cls) -> frozenset[str]:
+        """Fields of the config that its results depend on, beside what all methods share."""
+        trained = "epochs" in cls.State._fields
+        return paths(cls.Settings) | (paths(TrainSettings) if trained else frozenset())
 
     def check(self, slides: Sequence[Slide], devices: int) -> None:
         """Raises InputError where slides are too small, or devices too many, for the method."""

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from stfm_jax.data.expression import expression
+from stfm_jax.data.registration import KINDS
 from stfm_jax.data.retrieval import Placed, Reach, retrieve, weighted_copy
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -42,6 +43,8 @@ class StackSettings(Settings):
     sigma_um: float = setting(150.0)  # in the plane
     z_um: float = setting(400.0)  # |dz| that costs as much as either can give
     temperature: float = setting(0.3)  # of the weights
+    registration: str = setting("rigid", one_of=KINDS)  # before all this, by the problem
+    flips: bool = setting(True)  # likewise
     seen: RegressionSettings = nested(RegressionSettings)  # noqa: RUF009
 
     @property

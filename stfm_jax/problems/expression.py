@@ -58,11 +58,7 @@ class Expression(Problem):
     )
     explained = "pearson: per gene over the fold's test spots, then the mean over genes"
     unit = " pearson"
-
-    @property
-    def settings(self) -> ExpressionSettings:
-        """Checked settings of the config."""
-        return ExpressionSettings.of(self.config)
+    Settings = ExpressionSettings
 
     @property
     def stacked(self) -> bool:

@@ -19,6 +19,7 @@ from stfm_jax.data.slide import Slide, feature_width
 from stfm_jax.encoders.embed import BUILT_IN, Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Method, encoder_of
+from stfm_jax.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Problem(ABC):
     explained: ClassVar[str]  # what `pearson` is, for the printed table
     unit: ClassVar[str] = ""  # of the printed comparisons
     compares_folds: ClassVar[bool] = False  # whether comparisons are written for each fold too
+
+    Settings: ClassVar[type[Settings]]
+
+    @property
+    def settings(self) -> Any:
+        """Checked settings of the config."""
+        return self.Settings.of(self.config)
 
     @property
     def sees_images(self) -> bool:

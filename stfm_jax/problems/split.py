@@ -104,11 +104,7 @@ class SplitProblem(Problem):
         f"of share - 1/s where the parent has {score.LEAST_COUNTS} counts"
     )
     compares_folds = True
-
-    @property
-    def settings(self) -> SplitSettings:
-        """Checked settings of the config."""
-        return SplitSettings.of(self.config)
+    Settings = SplitSettings
 
     @property
     def sees_images(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from stfm_jax.data.registration import KINDS
 from stfm_jax.models.holotea.flow import BASES, PRIORS, HoloTea
 from stfm_jax.models.neighbour_copy import StackSettings
 from stfm_jax.models.stflow.settings import STFlowSettings
@@ -16,8 +15,6 @@ from stfm_jax.settings import nested, setting
 class HoloTeaSettings(StackSettings):
     """What a stack adds to STFlow: the section `stack`. See configs/base.py."""
 
-    registration: str = setting("rigid", one_of=KINDS)
-    flips: bool = setting(True)
     expression: bool = setting(True)
     control: bool = setting(True)
     base: str = setting("frozen", one_of=BASES)

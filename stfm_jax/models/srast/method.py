@@ -53,6 +53,7 @@ class SRastSettings(Settings):
     heads: int = setting(2)
     batch: int = setting(4096, least=1)
     pairs_at_once: int = setting(65536, least=1)
+    trained_on: int = setting(200, least=1)  # genes; the problem chooses them
     components: int = setting(256, at="model.components")
     context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
     standardize: str = setting("slide", at="data.standardize", one_of=STANDARDIZATIONS)

@@ -41,6 +41,7 @@ class STFlowSettings(RegressionSettings):
     tile: int = setting(0)
     edge_cache_gib: float = setting(0.0)
     attention: str = setting("tiled", one_of=ATTENTIONS)
+    targets: int = setting(0)  # genes trained on; the problem chooses them
     prior: str = setting("zinb_fit", at="prior", one_of=PRIORS)
     loss_weight: str = setting("velocity", at="train.loss_weight", one_of=("velocity", "data"))
     evaluations: int = setting(5, at="sample.evaluations", least=1)
