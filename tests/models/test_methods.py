@@ -70,15 +70,15 @@ CASES = {EXPRESSION: of_slides, SPLIT: of_pairs}
 class Fitted:
     """All methods of a problem, fitted one after the other as the runner does."""
 
-    def __init__(self, problem: str, folder):
-        self.train, genes, self.asked, self.case = CASES[problem]()
+    def __init__(self, problem: str, folder, cases=None, seed: int = 0):
+        self.train, genes, self.asked, self.case = cases or CASES[problem]()
         self.config, self.methods, self.states = CONFIGS[problem](), {}, {}
         runs, shared = {}, {}
         names = [n for n in table.METHODS if table.method_class(n).problem == problem]
         for name in table.with_needed(names):
             method = self.methods[name] = table.build(name, self.config)
             runs[name] = Run(
-                folder / name, name, 0, make_mesh(1), TrainSettings.of(self.config),
+                folder / name, name, seed, make_mesh(1), TrainSettings.of(self.config),
                 of=runs.__getitem__, shared=shared,
             )  # fmt: skip
             if method.state_of is None:
@@ -96,14 +96,14 @@ class Fitted:
         some = (c for r in range(1, len(sizes) + 1) for c in itertools.combinations(sizes, r))
         return {sum(part) for part in some}
 
-    def request(self, draws: int = 3) -> Request:
-        return Request(self.asked, 5, draws, 2, make_mesh(1))
+    def request(self, draws: int = 3, seed: int = 5) -> Request:
+        return Request(self.asked, seed, draws, 2, make_mesh(1))
 
-    def predict(self, name: str, state=None, draws: int = 3) -> list[np.ndarray]:
+    def predict(self, name: str, state=None, draws: int = 3, seed: int = 5) -> list[np.ndarray]:
         """Arrays of the prediction: the mean, then each draw."""
         method = self.methods[name]
         state = self.states[name] if state is None else state
-        found = method.predict(state, self.case, self.request(draws))
+        found = method.predict(state, self.case, self.request(draws, seed))
         if method.problem == EXPRESSION:
             n = self.case.slide.num_spots
             return [gathered(found.mean, n), *(gathered(d, n) for d in found.draws or ())]

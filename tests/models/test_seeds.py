@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from unittest import mock
+
 import chex
 import jax
 import numpy as np
@@ -9,16 +12,131 @@ import pytest
 import test_run_srast
 import tiny
 import tiny_stack
+from test_methods import Fitted, of_pairs, of_slides
 
 from stfm_jax.data.coarsen import by_lattice
+from stfm_jax.data.slide import Slide
+from stfm_jax.models import table
 from stfm_jax.models.holotea.settings import HoloTeaSettings
+from stfm_jax.models.method import EXPRESSION, SPLIT, Section
+from stfm_jax.models.srast import images, latents
+from stfm_jax.models.srast import method as srast
 from stfm_jax.models.srast.method import SRastSettings
+from stfm_jax.regression import regressors
+from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.train import stages
+from stfm_jax.train.stages import Run, TrainSettings
+
+WIDE = 2060  # features; from 2,049 on, of few spots, principal axes are found by projections
+# Nothing is drawn to fit these; what is smoothed or averaged is the same for every seed.
+WITHOUT_DRAWS = {"mean", "uniform", "bilinear", "bicubic", "gaussian"}
 
 
 def differ(one, other) -> list[bool]:
     """Of each array whether it differs."""
     both = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return [bool(np.abs(np.asarray(a) - np.asarray(b)).max() > 0) for a, b in both]
+    return [not np.array_equal(a, b, equal_nan=True) for a, b in both]
+
+
+def wide(slide: Slide) -> Slide:
+    """The slide with features that are mostly noise, so that no axis stands out."""
+    noise = np.random.default_rng(slide.num_spots).normal(size=(slide.num_spots, WIDE))
+    noise[:, : slide.features.shape[1]] += slide.features
+    return dataclasses.replace(slide, features=noise.astype(np.float32))
+
+
+def wide_cases():
+    """As `test_methods.of_slides`, of wide features."""
+    train, genes, asked, case = of_slides()
+    slides = [wide(section.slide) for section in train]
+    unseen = Section(wide(case.slide), slides)
+    return [Section(slide, slides) for slide in slides], genes, asked, unseen
+
+
+@pytest.fixture(scope="module")
+def of_seeds(tmp_path_factory) -> dict[str, list[Fitted]]:
+    """All methods fitted with seeds 0, 0 and 1, kernels by fewer landmarks than there are spots."""
+    folder, cases = tmp_path_factory.mktemp("seeds"), {EXPRESSION: wide_cases, SPLIT: of_pairs}
+    with mock.patch.object(regressors, "MAX_LANDMARKS", 32):
+        return {
+            problem: [
+                Fitted(problem, folder / problem / str(i), made(), seed)
+                for i, seed in enumerate((0, 0, 1))
+            ]
+            for problem, made in cases.items()
+        }
+
+
+@pytest.mark.parametrize("name", table.METHODS)
+def test_every_method_is_fitted_by_its_seed(of_seeds, name):
+    first, again, other = (
+        fitted.states[name] for fitted in of_seeds[table.method_class(name).problem]
+    )
+    chex.assert_trees_all_equal(first, again)
+    assert any(differ(first, other)) == (name not in WITHOUT_DRAWS)
+
+
+@pytest.mark.parametrize("name", [n for n in table.METHODS if table.method_class(n).draws_as])
+def test_every_draw_is_of_its_seed(of_seeds, name):
+    """Of one and the same fit."""
+    fitted, *_ = of_seeds[table.method_class(name).problem]
+    first, again, other = (fitted.predict(name, seed=seed)[1:] for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(first, again)
+    assert all(differ(first, other))
+
+
+@pytest.mark.parametrize("name", ["ridge", "kernel_ridge"])
+def test_the_blocks_of_an_only_slide(name, tmp_path):
+    """By which hyperparameters are chosen: their score is another."""
+    (section, *_), genes, *_ = of_slides()
+    method = table.build(name, tiny_stack.config())
+    settings = TrainSettings.of(tiny_stack.config())
+    first, again, other = (
+        method.fit([section], genes, Run(tmp_path, name, seed, make_mesh(1), settings)).choice
+        for seed in (0, 0, 1)
+    )
+    assert first == again and first.score != other.score
+
+
+def held_out_spots(seed: int) -> np.ndarray:
+    return stages.hold_out(tiny.slides()[:1], seed)[1].coords_um
+
+
+def held_out_parents(seed: int) -> np.ndarray:
+    (pair,) = srast.hold_out([by_lattice(test_run_srast.section("P0", 0))], seed)[1]
+    return pair.low.coords_um
+
+
+@pytest.mark.parametrize("held_out", [held_out_spots, held_out_parents])
+def test_the_validation_block_of_an_only_slide(held_out):
+    first, again, other = map(held_out, (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("sections", [1, 3])
+def test_what_neighbours_are_told_of_the_anchor(sections):
+    """By regressors of fewer landmarks than spots; of an only section by blocks of it too."""
+    slides = tiny.slides(sections, registered=True)
+    flow = HoloTeaSettings.of(tiny_stack.config()).flow(8)
+    base = flow.base.training_set(slides, tiny_stack.genes(slides))
+    with mock.patch.object(regressors, "MAX_LANDMARKS", 16):
+        first, again, other = (flow._residuals_seen(slides, base, s)(0) for s in (0, 0, 1))
+    chex.assert_trees_all_equal(first, again)
+    assert all(differ(first, other))
+
+
+def test_what_images_say_of_depth():
+    """Blocks of an only sample, and landmarks."""
+    pair = by_lattice(test_run_srast.section("P0", 0))
+    flow = SRastSettings.of(test_run_srast.config(srast__image=True)).flow
+    model = latents.fit(pair.low)
+    with mock.patch.object(regressors, "MAX_LANDMARKS", 16):
+        first, again, other = (
+            images.fit(flow.images, [pair], [model], seed)[1][0].depth for seed in (0, 0, 1)
+        )
+    np.testing.assert_array_equal(first, again)
+    assert differ(first, other) == [True]
 
 
 def test_the_prior_of_a_stack():
