@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     data.num_genes = 50  # most variable on the training slides, where no panel is given
     data.missing_genes = "error"  # or drop: go on with the panel's genes that every slide has
     data.standardize = "slide"  # image features, by each slide's own images, or by "training"
+    data.folds = "auto"  # published, else patient, else section; or one of these three
     data.task = ""  # hest: IDC, PRAD, ...
     data.sections = ()  # her2st: C2, C3, ...; all, when empty
     data.features_key = "features"  # anndata: key in obsm

@@ -63,6 +63,7 @@ def test_the_command_takes_an_old_workdir_too(tmp_path):
     work = shutil.copytree(LEGACY / "stflow", tmp_path / "work")
     config = workdirs.read_config(work)
     assert config.methods[-1] == "stflow" and "method" not in config
+    assert config.data.folds == "auto", "whose folds are those of before there was the field"
     with config.unlocked():
         config.predict.input = str(work / "in.h5ad")
         config.predict.output = str(tmp_path / "out.h5ad")

@@ -194,6 +194,8 @@ def test_trained_on_simulated_tissue_and_scored_on_one_slide(data, tmp_path, cap
     assert tiny.run(made, tmp_path / "work") == 2
     words = ["P1_S1", "has one child", "300 um apart", "--config.data.tissue.pitch_um"]
     assert_message(capfd.readouterr().err, words)
+    assert tiny.run(config(**fields, data__folds="patient"), tmp_path / "work") == 2
+    assert_message(capfd.readouterr().err, ["every slide is tested", "config.data.folds=patient"])
     assert tiny.run(config(**fields, data__tissue__pitch_um=100.0), tmp_path / "work") == 0
     (fold,) = read_json(tmp_path / "work" / "metrics.json")["folds"]
     assert fold["test"] == ["P0"] and len(fold["train"]) == 2

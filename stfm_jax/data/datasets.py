@@ -22,6 +22,7 @@ from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
 READERS = ("hest", "her2st", "anndata", "transcripts", "simulated", "tfds")
+FOLDS = ("auto", "patient", "section", "published")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def load(
       trained_on: whether folds are needed; without, one slide is enough.
 
     Raises:
-      InputError, FileNotFoundError: as the readers do; one slide alone.
+      InputError, FileNotFoundError: as the readers do; one slide alone; folds that the data
+        cannot give.
     """
     if data.normalization not in NORMALIZATIONS:
         raise InputError(
@@ -92,6 +94,7 @@ def load(
         raise InputError(
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
         )
+    dataset = _split(dataset, data.folds, data.reader)
     if trained_on and not dataset.folds:
         raise InputError(
             f"{next(iter(dataset.slides))}: one slide alone cannot be split into training and test "
@@ -112,7 +115,7 @@ def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[st
 def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
     """Folds by patient; by section where there is one patient, which the report says.
 
-    None of one slide.
+    Slides without a patient are patients of their own. None of one slide.
     """
     patients = {name: slide.patient or name for name, slide in slides.items()}
     groups = sorted(set(patients.values()))
@@ -126,14 +129,95 @@ def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
         )
     if len(groups) < 2:
         return (), "one slide"
-    folds = tuple(
-        Fold(
-            tuple(n for n in slides if patients[n] != group),
-            tuple(n for n in slides if patients[n] == group),
+    tests = [tuple(n for n in slides if patients[n] == group) for group in groups]
+    return _folds(slides, tests), note
+
+
+def leave_patients_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
+    """Folds that leave a patient out each (`data.folds=patient`).
+
+    Raises:
+      InputError: a slide's patient is not known, or there is one patient.
+    """
+    nameless = [name for name, slide in slides.items() if not slide.patient]
+    if nameless:
+        raise InputError(
+            f"config.data.folds=patient: expected every slide to say its patient, found "
+            f"{len(nameless)} of {len(slides)} that do not ({', '.join(nameless[:3])}); set "
+            "obs['patient'], or choose --config.data.folds=section."
         )
-        for group in groups
+    patients = {slide.patient for slide in slides.values()}
+    if len(patients) < 2:
+        raise InputError(
+            f"config.data.folds=patient: expected slides of two patients or more, found "
+            f"{len(slides)} of {', '.join(map(repr, patients))}; choose "
+            "--config.data.folds=section, or give slides of another patient."
+        )
+    return leave_one_out(slides)
+
+
+def leave_sections_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
+    """Folds that leave a section out of every stack (`data.folds=section`).
+
+    Fold i tests the i-th section of every patient that has so many, in the data set's order; the
+    other sections of that patient are trained on. The only section of a patient is never tested.
+    Slides without a patient make one stack, as in `data.stack`.
+
+    Raises:
+      InputError: no patient has two sections.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, slide in slides.items():
+        groups.setdefault(slide.patient, []).append(name)
+    stacks = [group for group in groups.values() if len(group) > 1]
+    alone = [group[0] for group in groups.values() if len(group) == 1]
+    if not stacks:
+        raise InputError(
+            f"config.data.folds=section: expected a patient with two sections or more, found "
+            f"{len(slides)} slides of {len(groups)} patients; choose --config.data.folds=patient."
+        )
+    longest = max(map(len, stacks))
+    tests = [tuple(stack[i] for stack in stacks if i < len(stack)) for i in range(longest)]
+    note = f"folds leave one section out of each of {len(stacks)} stacks"
+    if alone:
+        note += f" ({', '.join(alone)}, alone of a patient, always trained on)"
+    return _folds(slides, tests), f"{note}: this is not generalisation to patients"
+
+
+def _folds(slides: dict[str, Slide], tests: Sequence[Sequence[str]]) -> tuple[Fold, ...]:
+    """Folds that train on all slides that they do not test, both in the order of the slides."""
+    return tuple(
+        Fold(tuple(n for n in slides if n not in test), tuple(n for n in slides if n in test))
+        for test in tests
     )
-    return folds, note
+
+
+def _split(dataset: Dataset, choice: str, reader: str) -> Dataset:
+    """A data set with the folds that `data.folds` asks for.
+
+    Args:
+      dataset: with the folds that it came with, none where it has no splits of its own.
+      choice: of FOLDS; `auto`: its own splits, else `leave_one_out`.
+      reader: whose data set it is, for the message.
+
+    Raises:
+      InputError: the data cannot give them.
+    """
+    if choice not in FOLDS:
+        raise InputError(f"config.data.folds must be one of {', '.join(FOLDS)}, found {choice!r}.")
+    if choice == "published" and not dataset.folds:
+        raise InputError(
+            f"config.data.folds=published: a data set read by {reader!r} has no splits of its own, "
+            "which come with 'hest' and 'tfds' alone; choose patient, section or auto."
+        )
+    if choice == "published" or (choice == "auto" and dataset.folds):
+        return dataset
+    make = {"auto": leave_one_out, "patient": leave_patients_out, "section": leave_sections_out}
+    folds, note = make[choice](dataset.slides)
+    said = [] if dataset.folds else [dataset.folds_from]
+    genes = "genes are the data set's own list, whatever slides it was chosen on"
+    said += [note] + [genes] * (dataset.genes is not None)
+    return dataclasses.replace(dataset, folds=folds, folds_from="; ".join(filter(None, said)))
 
 
 def _hest(data, embeddings_dir, encoder) -> Dataset:
@@ -156,8 +240,7 @@ def _hest(data, embeddings_dir, encoder) -> Dataset:
 def _her2st(data) -> Dataset:
     root = _folder(data.dir, "get it from the public repository almaan/her2st")
     slides = {name: her2st.read(root, name) for name in data.sections or her2st.sections(root)}
-    folds, note = leave_one_out(slides)
-    return Dataset(slides, folds, None, note)
+    return Dataset(slides, (), None, "")
 
 
 def _anndata(data) -> Dataset:
@@ -174,8 +257,7 @@ def _anndata(data) -> Dataset:
         )
         for path in paths
     }
-    folds, note = leave_one_out(slides)
-    return Dataset(slides, folds, None, note)
+    return Dataset(slides, (), None, "")
 
 
 def _transcripts(data) -> Dataset:
@@ -184,16 +266,14 @@ def _transcripts(data) -> Dataset:
         name: transcripts.read(path, name, data.bin_um)
         for name, path in transcripts.tables(root).items()
     }
-    folds, note = leave_one_out(slides)
-    return Dataset(slides, folds, None, note)
+    return Dataset(slides, (), None, "")
 
 
 def _simulated(data) -> Dataset:
     slides = simulated_slides(data.tissue, data.seeds)
     if data.unseen:
         slides = dict(list(slides.items())[: -data.unseen])
-    folds, note = leave_one_out(slides)
-    return Dataset(slides, folds, None, f"simulated tissue; {note}")
+    return Dataset(slides, (), None, "simulated tissue")
 
 
 def _tfds(data) -> Dataset:

@@ -42,6 +42,70 @@ def test_slides_without_a_patient_are_patients_of_their_own():
     assert "3 patients" in note
 
 
+def test_a_section_is_left_out_of_every_stack():
+    """Its siblings are trained on; a section without any is always trained on, never tested."""
+    six = slides(a1="A", b1="B", a2="A", c1="C", b2="B", a3="A")
+    folds, note = datasets.leave_sections_out(six)
+    assert [(fold.train, fold.test) for fold in folds] == [
+        (("a2", "c1", "b2", "a3"), ("a1", "b1")),
+        (("a1", "b1", "c1", "a3"), ("a2", "b2")),
+        (("a1", "b1", "a2", "c1", "b2"), ("a3",)),
+    ]
+    assert "each of 2 stacks (c1, alone of a patient, always trained on)" in note
+    assert "not generalisation" in note
+    one = slides(a1="A", a2="A", a3="A")
+    assert datasets.leave_sections_out(one)[0] == datasets.leave_one_out(one)[0]
+    assert [fold.test for fold in datasets.leave_sections_out(slides(a="", b=""))[0]] == [
+        ("a",),
+        ("b",),
+    ]
+
+
+def test_data_folds_chooses(tmp_path):
+    """By default what was always done."""
+    cohort = [
+        dataclasses.replace(slide, patient=patient, z_um=None)
+        for slide, patient in zip(tiny.slides(4), "AABB", strict=True)
+    ]
+    tiny.write(tmp_path, cohort)
+
+    def tests(**fields):
+        data = tiny.config(data__dir=str(tmp_path), **fields).data
+        return [fold.test for fold in datasets.load(data).folds]
+
+    by_patient = [("P1_S1", "P1_S2"), ("P1_S3", "P1_S4")]
+    assert tests() == tests(data__folds="patient") == by_patient
+    assert tests(data__folds="section") == [("P1_S1", "P1_S3"), ("P1_S2", "P1_S4")]
+    for choice, words in (("published", "'anndata' has no splits"), ("donor", "one of auto")):
+        with pytest.raises(InputError, match=words):
+            tests(data__folds=choice)
+
+
+@pytest.mark.parametrize(
+    ("patients", "make", "words"),
+    [
+        (
+            {"a1": "A", "a2": "A"},
+            datasets.leave_patients_out,
+            "two patients or more, found 2 of 'A'; choose --config.data.folds=section",
+        ),
+        (
+            {"a1": "A", "b1": ""},
+            datasets.leave_patients_out,
+            r"say its patient, found 1 of 2 that do not \(b1\); set obs\['patient'\]",
+        ),
+        (
+            {"a1": "A", "b1": "B"},
+            datasets.leave_sections_out,
+            "two sections or more, found 2 slides of 2 patients",
+        ),
+    ],
+)
+def test_folds_that_the_data_cannot_give(patients, make, words):
+    with pytest.raises(InputError, match=words):
+        make(slides(**patients))
+
+
 def test_one_slide_cannot_be_split(tmp_path):
     """But it can be scored by what was trained on others."""
     assert datasets.leave_one_out(slides(a1="A"))[0] == ()
@@ -80,6 +144,13 @@ def test_hest_folder_keeps_the_published_folds_and_panel(tmp_path):
     assert dataset.slides["T2"].encoder == "uni_v1"
     assert datasets.choose_genes(dataset, list(dataset.slides.values()), data) == panel
     assert datasets.load(data).slides["T2"].features is None
+    data.folds = "published"
+    assert datasets.load(data).folds == dataset.folds
+    data.folds = "section"  # slides without a patient are a stack; the list of genes stays
+    sections = datasets.load(data)
+    assert sorted(fold.test for fold in sections.folds) == [("T1",), ("T2",), ("T3",)]
+    assert "published" not in sections.folds_from and "genes are the data" in sections.folds_from
+    assert sections.genes == dataset.genes
 
 
 def test_genes_are_chosen_on_the_training_slides_alone(tmp_path):
