@@ -168,7 +168,7 @@ def evaluate(opened: Experiment) -> None:
     for index in range(len(opened.dataset.folds)):
         there = [(o, [m for m in o.asked if _fitted(o, index, m)]) for o in opened.of_seeds]
         if any(methods for _, methods in there):
-            cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
+            cases = _cases(opened, index)
             for of_seed, methods in there:
                 _score_fold(of_seed, index, cases, methods)
     _report(opened)
@@ -184,13 +184,30 @@ def _report(opened: Experiment) -> None:
     distributed.barrier("report")
 
 
+def _cases(opened: Experiment, index: int) -> Cases:
+    """The cases of a fold; says which methods have nothing there of what they are for."""
+    cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
+    without: dict[tuple[str, str], list[str]] = {}  # slides and what they lack: methods
+    for method in opened.asked:
+        found = cases.lacks(method)
+        for said in dict.fromkeys(found.values()):
+            slides = ", ".join(name for name, lack in found.items() if lack == said)
+            without.setdefault((slides, said), []).append(method.name)
+    if without:
+        each = [f"{of}: {said} ({', '.join(names)})" for (of, said), names in without.items()]
+        _LOG.warning(
+            "fold %d: %s; such a row is predicted without, or left out", index, "; ".join(each)
+        )
+    return cases
+
+
 def _run_fold(opened: Experiment, index: int) -> None:
     left = [(of_seed, _not_scored(of_seed, index)) for of_seed in opened.of_seeds]
     left = [(of_seed, methods) for of_seed, methods in left if methods]
     if not left:
         _LOG.info("fold %d: done before", index)
         return
-    cases = opened.problem.cases(opened.dataset, opened.dataset.folds[index])
+    cases = _cases(opened, index)
     for of_seed, methods in left:
         _fit(of_seed, index, cases, {})
         _score_fold(of_seed, index, cases, methods)
@@ -326,6 +343,7 @@ def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, tr
             "epochs": model.epochs,
             "hyperparameters": method.hyperparameters(model.state),
             "per_gene": rows,
+            "lacks": cases.lacks(method),
         },
     )
     distributed.barrier("scores")
@@ -340,7 +358,8 @@ def predict_cases(opened: Experiment, model: Model, cases: Cases) -> Predicted |
         predictions = [model.method.predict(model.state, case, request) for case in cases.test]
         return opened.problem.collected(predictions, cases)
     except NotApplicable as lack:
-        _LOG.warning("%s: no row, %s", model.method.name, lack)
+        if not any(model.method.lacks(case) for case in cases.test):  # else it was said
+            _LOG.warning("%s: no row, %s", model.method.name, lack)
         return None
 
 

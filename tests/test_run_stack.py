@@ -119,6 +119,7 @@ def test_every_row_is_scored(stacked, written):
         assert {"pearson", "moran", "consistency", "crps"} <= set(scores), name
         assert all(np.isfinite(entry["folds"]).all() for entry in scores.values()), name
     (fold,) = written["folds"]
+    assert fold["lacks"] == {}
     assert fold["test"] == ["P1_S2"] and fold["train"] == ["P1_S1", "P1_S3", "P1_S4"]
     assert 0 <= fold["hyperparameters"]["centred_sum"]["weight"] <= 1.5
     assert {"holotea - holotea_he", "holotea - centred_sum"} <= set(written["comparisons"])
@@ -211,6 +212,56 @@ def test_a_lost_model_is_made_again_from_its_stages(stacked, written, tmp_path):
         assert tiny.run(stacked.config(), copy) == 0
     again = json.loads((copy / "metrics.json").read_text())
     assert again["methods"] == written["methods"]
+
+
+# Two patients
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory) -> Path:
+    """Two sections each of two patients."""
+    made = [
+        dataclasses.replace(slide, patient=patient)
+        for slide, patient in zip(moved(tiny.slides()), ("A", "A", "B", "B"), strict=True)
+    ]
+    return tiny.write(tmp_path_factory.mktemp("patients"), made)
+
+
+def test_rows_that_have_no_neighbour_are_marked(patients, tmp_path, capsys):
+    """Folds by patient leave HoloTea nothing that STFlow has not: log, table and file say so."""
+    asked = ("ridge", "neighbour_copy", "stflow", "holotea_he", "holotea")
+    fields = {**QUICK, "fold": 0, "methods": asked, "data__dir": str(patients)}
+    assert tiny.run(tiny_stack.config(**fields), tmp_path / "work") == 0
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if "is predicted without, or left out" in line]
+    (warned,) = [line for line in lines if "fold 0: P1_S1, P1_S2: no other section" in line]
+    assert "is measured (neighbour_copy, holotea)" in warned and "is seen (holotea_he)" in warned
+    table = {line.split("  ")[0] for line in said.splitlines()}
+    assert {"ridge", "stflow", "neighbour_copy [1]", "holotea [1]", "holotea_draw [1]"} <= table
+    assert {"holotea_he [2]", "holotea_he_draw [2]"} <= table
+    assert "[1] no other section of its stack is measured: neighbour_copy in fold 0; " in said
+    written = json.loads((tmp_path / "work" / "metrics.json").read_text())
+    lacks = written["folds"][0]["lacks"]
+    assert set(lacks) == {"neighbour_copy", "holotea", "holotea_he"}
+    assert set(lacks["holotea"]) == {"P1_S1", "P1_S2"}
+    assert "neighbour_copy" not in written["methods"]
+    scores = written["methods"]
+    assert scores["holotea"]["pearson"] == scores["stflow"]["pearson"], "nothing is seen"
+
+
+def test_a_section_left_out_of_every_stack_has_its_neighbours(patients, tmp_path, capsys):
+    """And the table has the score within each of the slides."""
+    fields = {"methods": ("ridge", "neighbour_copy", "centred_sum"), "data__dir": str(patients)}
+    made = tiny_stack.config(**fields, data__folds="section")
+    assert tiny.run(made, tmp_path / "work") == 0
+    said = capsys.readouterr().err
+    assert "left out" not in said.replace("left out,", "") and "pearson_slide" in said
+    written = json.loads((tmp_path / "work" / "metrics.json").read_text())
+    tests = [fold["test"] for fold in written["folds"]]
+    assert tests == [["P1_S1", "P1_S3"], ["P1_S2", "P1_S4"]]
+    assert all(fold["lacks"] == {} for fold in written["folds"])
+    for name in fields["methods"]:
+        assert {"consistency", "pearson_slide"} <= set(written["methods"][name])
 
 
 # Prediction of a volume

@@ -111,6 +111,13 @@ class Method:
         """Whether a slide is known to be one that the state was fitted to."""
         return False
 
+    def lacks(self, case: Any) -> str:
+        """What a case has nothing of that the method is for, in words; empty where it has.
+
+        It is predicted without, or not at all (`NotApplicable`); log and report say so.
+        """
+        return ""
+
     def fit(self, cases: Sequence[Any], genes: Any, run: Run) -> Any:
         """State fitted to training cases; the genes are as the problem gives them."""
         raise NotImplementedError

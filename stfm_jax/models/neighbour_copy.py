@@ -29,6 +29,8 @@ from stfm_jax.models.regression import RegressionSettings, seen_of
 from stfm_jax.regression import features as feature_ops
 from stfm_jax.settings import Settings, nested, setting
 
+NOT_MEASURED = "no other section of its stack is measured"
+
 
 @dataclasses.dataclass(frozen=True)
 class StackSettings(Settings):
@@ -73,6 +75,9 @@ class NeighbourCopy(Method):
         """Sections of a stack as they are retrieved from."""
         return placed(slides, state.transform)
 
+    def lacks(self, case: Section) -> str:
+        return "" if measured_of(case) else NOT_MEASURED
+
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides = [case.slide for case in cases]
         seen = seen_of(self.settings.seen, slides, genes.scored, True, run.seed, run.once)
@@ -85,14 +90,18 @@ class NeighbourCopy(Method):
         own = own_features(state.transform, (slide, *others))
         copied = neighbour_copy(slide, others, expr, own, self.settings.reach)
         if copied is None:
-            raise NotApplicable(f"{slide.where}: no section of its stack is measured")
+            raise NotApplicable(f"{slide.where}: {NOT_MEASURED}")
         return Prediction(whole(copied))
 
 
 def measured_of(case: Section) -> list[Slide]:
     """The other sections of a slide's stack that have counts."""
-    slide = case.slide
-    return [s for s in case.others if in_stack(s, slide) and s.counts is not None]
+    return [s for s in others_of(case) if s.counts is not None]
+
+
+def others_of(case: Section) -> list[Slide]:
+    """The other sections of a slide's stack that may be looked at."""
+    return [s for s in case.others if in_stack(s, case.slide)]
 
 
 def in_stack(other: Slide, slide: Slide) -> bool:

@@ -48,6 +48,7 @@ class Expression(Problem):
 
     shown = (
         "pearson",
+        "pearson_slide",
         "spearman",
         "mse",
         "gene_structure",
@@ -57,6 +58,7 @@ class Expression(Problem):
         "coverage80",
     )
     explained = "pearson: per gene over the fold's test spots, then the mean over genes"
+    of_slides = ("pearson_slide",)
     unit = " pearson"
     Settings = ExpressionSettings
 

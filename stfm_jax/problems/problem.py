@@ -33,6 +33,11 @@ class Cases:
     scored: tuple[str, ...]  # names of the genes that are scored
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for fold.json
 
+    def lacks(self, method: Method) -> dict[str, str]:
+        """What test slides lack that a method is for, by slide that lacks it (`Method.lacks`)."""
+        found = {n: method.lacks(case) for n, case in zip(self.names.test, self.test, strict=True)}
+        return {name: said for name, said in found.items() if said}
+
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
@@ -52,6 +57,7 @@ class Problem(ABC):
     shown: ClassVar[tuple[str, ...]]  # metrics of the printed table
     explained: ClassVar[str]  # what `pearson` is, for the printed table
     unit: ClassVar[str] = ""  # of the printed comparisons
+    of_slides: ClassVar[tuple[str, ...]] = ()  # metrics that differ only where folds test several
     compares_folds: ClassVar[bool] = False  # whether comparisons are written for each fold too
 
     Settings: ClassVar[type[Settings]]

@@ -17,7 +17,7 @@ from stfm_jax.data.datasets import Dataset
 from stfm_jax.models.method import Method
 from stfm_jax.ops.bootstrap import paired_bootstrap
 from stfm_jax.plots import slides as plots
-from stfm_jax.report import tables
+from stfm_jax.report import footnotes, tables
 from stfm_jax.runtime.files import load_arrays, read_csv, read_json, write_csv, write_json
 from stfm_jax.score.genes import blocks
 from stfm_jax.seeds import seeds_of
@@ -72,7 +72,7 @@ def write(
     for f in folds:
         if f.first.predictions:
             problem.picture(workdir, dataset, f.fold, f.truth, f.first.predictions)
-    _LOG.info("%s", _text(problem, found, extras, folds, dataset, len(seeds)))
+    _LOG.info("%s", _text(problem, found, extras, folds, dataset, len(seeds), methods))
 
 
 def _scores(f: ScoredFold, seed: int) -> dict[str, dict]:
@@ -144,7 +144,15 @@ def _told(f: ScoredFold) -> dict:
         **{key: value for key, value in f.fold.items() if key != "genes"},
         "epochs": trained[-1] if trained else None,
         "hyperparameters": {name: values for name, values in chosen.items() if values},
+        "lacks": _lacks(f),
     }
+
+
+def _lacks(f: ScoredFold) -> dict[str, dict[str, str]]:
+    """What test slides lack that a method is for, by method and slide."""
+    rows = {name: row for scored in f.of_seeds.values() for name, row in scored.rows.items()}
+    found = {name: row.get("lacks", {}) for name, row in rows.items()}  # not in older workdirs
+    return {name: slides for name, slides in found.items() if slides}
 
 
 def _comparisons(
@@ -228,17 +236,32 @@ def _write_history(workdir: Path, seeds: Sequence[int], methods: Sequence[Method
         plots.save(figure, workdir / "learning_curve.png")
 
 
-def _text(problem: Any, found: dict, extras: dict, folds, dataset: Dataset, seeds: int) -> str:
+def _text(
+    problem: Any,
+    found: dict,
+    extras: dict,
+    folds,
+    dataset: Dataset,
+    seeds: int,
+    asked: Sequence[Method],
+) -> str:
     """What a person reads at the end of a run."""
-    methods, constant = found["methods"], sum(len(f.fold["constant_genes"]) for f in folds)
+    constant = sum(len(f.fold["constant_genes"]) for f in folds)
+    lacks = {f.fold["fold"]: _lacks(f) for f in folds}
+    methods, notes = footnotes.marked(found["methods"], lacks, asked)
     left_out = f"{constant} constant genes left out" if constant else "no gene was constant"
+    several = any(len(f.fold["test"]) > 1 for f in folds)
     shown = [name for name in problem.shown if any(name in row for row in methods.values())]
+    within = [name for name in shown if name in problem.of_slides]
+    shown = [name for name in shown if several or name not in within]
+    within = f"; {', '.join(within)}: within each test slide" if within and several else ""
     lines = [
         "",
         tables.text_table(methods, shown),
+        *notes,
         "",
         f"{tables.legend(len(folds), len(dataset.folds), seeds)}; {dataset.folds_from}.",
-        f"{problem.explained}; {left_out}.",
+        f"{problem.explained}{within}; {left_out}.",
     ]
     for name, row in found["comparisons"].items():
         lines.append(

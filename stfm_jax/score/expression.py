@@ -34,8 +34,8 @@ class TestSet:
 def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, float]:
     """Accuracy and structure of a point prediction, per slide [n_i, g].
 
-    Per-gene scores are over all test spots together and averaged over genes, as HEST does. The
-    CRPS of a point is its absolute error. Moran's agreement is averaged over slides.
+    Per-gene scores but `pearson_slide` are over all test spots together and averaged over genes, as
+    HEST does. The CRPS of a point is its absolute error. Moran's agreement is averaged over slides.
     """
     pred, true = np.concatenate(prediction), test.pooled
     per_gene = {
@@ -45,6 +45,7 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
         "mae": metrics.mae(pred, true),
         "pearson_spot": metrics.pearson_spot(pred, true),
     }
+    per_gene["pearson_slide"] = pearson_slide(prediction, test.expr)
     scores = {name: metrics.mean_over_genes(values)[0] for name, values in per_gene.items()}
     scores["gene_structure"] = metrics.gene_structure(pred, true)
     scores["moran"] = moran(prediction, test.expr, test.coords_um)
@@ -53,6 +54,19 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
         scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))
     scores["crps"] = scores["mae"]
     return scores
+
+
+def pearson_slide(prediction: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> np.ndarray:
+    """Pearson correlation per gene within each slide [n_i, g], the mean over slides: [g]. [ours]
+
+    What slides differ by as a whole has no part in it. A slide in which a gene is constant is left
+    out of that gene's mean; NaN where it is constant in all of them.
+    """
+    found = np.stack([metrics.pearson(p, y) for p, y in zip(prediction, true, strict=True)])
+    known = ~np.isnan(found)
+    number = known.sum(axis=0)
+    mean = np.where(known, found, 0.0).sum(axis=0) / np.maximum(number, 1)
+    return np.where(number > 0, mean, np.nan)
 
 
 def score_draws(draws: Sequence[np.ndarray], test: TestSet, seed: int) -> dict[str, float]:

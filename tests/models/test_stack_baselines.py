@@ -196,7 +196,7 @@ def test_no_rows_where_a_patient_has_no_training_slide(given, models, tmp_path, 
     request = Request(models["centred_sum"].genes, 0, 0, 1, make_mesh(1))
     for name in ("neighbour_copy", "centred_sum"):
         method, state = models[name].method, models[name].state
-        with pytest.raises(NotApplicable, match="no section of its stack is measured"):
+        with pytest.raises(NotApplicable, match="no other section of its stack is measured"):
             method.predict(state, test[0], request)
         assert experiment.predict_cases(opened, models[name], cases) is None
     kernel = experiment.predict_cases(opened, models["kernel_ridge"], cases)

@@ -15,7 +15,7 @@ from stfm_jax.models.holotea.fitted import Fitted, Neighbours, fingerprint
 from stfm_jax.models.holotea.flow import HoloTea
 from stfm_jax.models.holotea.settings import HoloTeaSettings
 from stfm_jax.models.method import EMBEDDING, STACK, Genes, Method, Prediction, Request, Section
-from stfm_jax.models.neighbour_copy import placed
+from stfm_jax.models.neighbour_copy import NOT_MEASURED, measured_of, others_of, placed
 from stfm_jax.models.stflow.method import (
     STFlowMethod,
     held_out,
@@ -74,6 +74,11 @@ class HoloTeaMethod(Method):
     def placed(self, state: State, slides: Sequence[Slide]) -> list[Placed]:
         """Sections of a stack as they are retrieved from."""
         return placed(slides, state.fitted.transform)
+
+    def lacks(self, case: Section) -> str:
+        if self.expressed:
+            return "" if measured_of(case) else NOT_MEASURED
+        return "" if others_of(case) else "no other section of its stack is seen"
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides, flow = [case.slide for case in cases], self.settings.flow(len(genes.targets))

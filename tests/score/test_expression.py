@@ -1,0 +1,51 @@
+"""Scores of a fold's test slides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stfm_jax.score import expression as score
+
+
+def made(rng, spots, offset):
+    true = rng.normal(size=(spots, 3)) + offset
+    return 0.5 * true + rng.normal(size=true.shape), true
+
+
+def test_pearson_slide_is_the_mean_of_each_slides_own():
+    rng = np.random.default_rng(0)
+    (a, true_a), (b, true_b) = made(rng, 40, 0.0), made(rng, 70, 0.0)
+    found = score.pearson_slide([a, b], [true_a, true_b])
+    by_hand = [
+        np.mean([np.corrcoef(p[:, g], y[:, g])[0, 1] for p, y in ((a, true_a), (b, true_b))])
+        for g in range(3)
+    ]
+    np.testing.assert_allclose(found, by_hand, atol=1e-12)
+
+
+def test_what_slides_differ_by_counts_in_pearson_alone():
+    """Offsets of the slides, foreseen: no credit within a slide; of one slide both are the same."""
+    rng = np.random.default_rng(1)
+    parts = [(rng.normal(size=(60, 4)) + i, rng.normal(size=(60, 4)) + i) for i in (0, 20)]
+    prediction, true = (list(each) for each in zip(*parts, strict=True))
+    coords = [rng.uniform(0, 1000, (60, 2)) for _ in parts]
+    both = score.score_point(prediction, score.TestSet(("a", "b"), coords, true))
+    assert both["pearson"] > 0.9 and abs(both["pearson_slide"]) < 0.3
+    one = score.score_point(prediction[:1], score.TestSet(("a",), coords[:1], true[:1]))
+    assert one["pearson_slide"] == one["pearson"]
+
+
+def test_constant_genes_are_left_out_slide_by_slide():
+    rng = np.random.default_rng(2)
+    (a, true_a), (b, true_b) = made(rng, 40, 0.0), made(rng, 40, 0.0)
+    true_a[:, 0] = 2.0  # scored in b alone
+    true_a[:, 1] = true_b[:, 1] = 0.0  # nowhere
+    a[:, 2] = 1.0  # a prediction without variation scores 0
+    found = score.pearson_slide([a, b], [true_a, true_b])
+    assert found[0] == pytest.approx(np.corrcoef(b[:, 0], true_b[:, 0])[0, 1])
+    assert np.isnan(found[1])
+    assert found[2] == pytest.approx(0.5 * np.corrcoef(b[:, 2], true_b[:, 2])[0, 1])
+    coords = [rng.uniform(0, 1000, (40, 2)) for _ in "ab"]
+    test = score.TestSet(("a", "b"), coords, [true_a, true_b])
+    assert score.score_point([a, b], test)["pearson_slide"] == pytest.approx(np.nanmean(found))
