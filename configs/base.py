@@ -39,6 +39,12 @@ def tissue() -> ConfigDict:
             "lost": 0.0,
             "um_per_px": 1.0,
             "signature_seed": 0,
+            "stranger_stain": 0.0,
+            "stranger_scanner": 0.0,
+            "stranger_depth": 0.0,
+            "stranger_mixture": 0.0,
+            "stranger_programs": 0.0,
+            "stranger_panel": 0.0,
         }
     )
 
@@ -68,6 +74,7 @@ def get_config() -> ConfigDict:
     data.tissue = tissue()  # simulated
     data.seeds = (0,)  # simulated: one volume each
     data.section_spacing_um = 16.0  # of stacks, where the files do not say z
+    data.test_patients = 0  # simulated: last volumes, tested by the one fold of folds=published
     data.unseen = 0  # simulated: last sections kept out of everything
 
     encoder = config.encoder = ConfigDict()

@@ -208,7 +208,8 @@ def _split(dataset: Dataset, choice: str, reader: str) -> Dataset:
     if choice == "published" and not dataset.folds:
         raise InputError(
             f"config.data.folds=published: a data set read by {reader!r} has no splits of its own, "
-            "which come with 'hest' and 'tfds' alone; choose patient, section or auto."
+            "which come with 'hest' and 'tfds', and with 'simulated' by config.data.test_patients; "
+            "choose patient, section or auto."
         )
     if choice == "published" or (choice == "auto" and dataset.folds):
         return dataset
@@ -273,7 +274,30 @@ def _simulated(data) -> Dataset:
     slides = simulated_slides(data.tissue, data.seeds)
     if data.unseen:
         slides = dict(list(slides.items())[: -data.unseen])
-    return Dataset(slides, (), None, "simulated tissue")
+    if not data.test_patients:
+        return Dataset(slides, (), None, "simulated tissue")
+    return _kept_apart(slides, len(data.seeds), data.test_patients, data.folds)
+
+
+def _kept_apart(slides: dict[str, Slide], patients: int, tested: int, choice: str) -> Dataset:
+    """Simulated patients with the last of them kept apart: tested by the one fold there is.
+
+    With other folds (`data.folds=patient`, `section`) they are left out altogether.
+    """
+    if not 0 < tested < patients:
+        raise InputError(
+            f"config.data.test_patients must leave a patient to train on, found {tested} of the "
+            f"{patients} of config.data.seeds."
+        )
+    first = {f"P{i + 1}" for i in range(patients - tested)}
+    train = tuple(name for name, slide in slides.items() if slide.patient in first)
+    test = tuple(name for name in slides if name not in train)
+    if choice in ("patient", "section"):
+        return Dataset({name: slides[name] for name in train}, (), None, "simulated tissue")
+    if not test:
+        raise InputError("config.data.unseen leaves no section of config.data.test_patients.")
+    note = f"trained on {patients - tested} of {patients} patients, tested on the others"
+    return Dataset(slides, (Fold(train, test),), None, f"simulated tissue; {note}")
 
 
 def _tfds(data) -> Dataset:

@@ -2,18 +2,21 @@
 
 `volume` makes one patient's sections, `cohort` several patients who share gene signatures. What the
 tissue is at a point lives in `simulate_tissue.py`, how it looks under the microscope in
-`simulate_patches.py`. The simulation is [ours]; the counts are ZINB as in docs/methods.md.
+`simulate_patches.py`, how patients differ in `simulate_patient.py`. The simulation is [ours]; the
+counts are ZINB as in docs/methods.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
-from stfm_jax.data.simulate_patches import SimulatedPatches, Stain, draw_stain
+from stfm_jax.data.simulate_params import LATTICES, TissueParams
+from stfm_jax.data.simulate_patches import SimulatedPatches
+from stfm_jax.data.simulate_patient import Patient, draw_patient
 from stfm_jax.data.simulate_tissue import (
     CELL_TYPES,
     Motion,
@@ -25,81 +28,6 @@ from stfm_jax.data.simulate_tissue import (
 )
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Lattice:
-    """A platform's spot layout."""
-
-    pitch_um: float  # centre to centre
-    cell: float  # area per spot over pitch squared
-    capture_um2: float  # area whose RNA a spot captures
-    mean_count: float  # default mean UMI count per gene and spot
-
-
-LATTICES = {
-    "square": Lattice(200.0, 1.0, np.pi * 50.0**2, 10.0),  # Spatial Transcriptomics
-    "hex": Lattice(100.0, np.sqrt(3) / 2, np.pi * 27.5**2, 4.0),  # Visium
-    "bins": Lattice(8.0, 1.0, 64.0, 0.1),  # Visium HD
-    "random": Lattice(100.0, 1.0, np.pi * 27.5**2, 4.0),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TissueParams:
-    """What to simulate. Volumes of equal params and different seeds share gene signatures."""
-
-    num_sections: int = 5
-    spots: int = 250  # expected per section, before losses; sets the tissue's area
-    num_genes: int = 200
-    lattice: str = "square"  # one of LATTICES
-    pitch_um: float | None = None  # the lattice's own when None
-    mean_count: float | None = None  # mean UMI count per gene and spot; the lattice's when None
-    section_gap_um: float = 16.0
-    z_stretch: float = 2.0  # how much faster the tissue changes along z than in the plane
-    domain_length_um: float = 650.0
-    local_length_um: float = 150.0
-    program_length_um: float = 450.0
-    num_programs: int = 4
-    program_strength: float = 0.4  # std of the log mean due to the hidden programs
-    program_nugget: float = 0.3  # share of a program's variance that differs from spot to spot
-    depth_smooth: float = 0.25  # std of log depth, part that varies smoothly over a section
-    depth_noise: float = 0.22  # std of log depth, part of its own for each spot
-    patient_depth: float = 0.25  # std of log depth between volumes
-    rotation_deg: float = 0.0  # sections are rotated by up to this, either way
-    shift_um: float = 0.0  # sections are shifted by up to this along x and y
-    flip: float = 0.0  # probability that a section lies upside down
-    jitter_um: float = 0.0  # std of spots' displacement from the lattice
-    lost: float = 0.0  # share of spots lost
-    um_per_px: float = 1.0  # of the H&E image
-    signature_seed: int = 0
-
-    def __post_init__(self):
-        if self.lattice not in LATTICES:
-            raise InputError(
-                f"simulated tissue: lattice must be one of {', '.join(LATTICES)}, found "
-                f"{self.lattice!r}."
-            )
-        counts = ("num_sections", "spots", "num_genes", "num_programs")
-        lengths = ("domain_length_um", "local_length_um", "program_length_um", "um_per_px")
-        given = [name for name in ("pitch_um", "mean_count") if getattr(self, name) is not None]
-        self._require(counts, "at least 1", lambda value: value >= 1)
-        self._require((*lengths, *given), "positive", lambda value: value > 0)
-        self._require(("flip", "lost", "program_nugget"), "in [0, 1]", lambda v: 0 <= v <= 1)
-        self._require(("section_gap_um", "jitter_um"), "not negative", lambda value: value >= 0)
-
-    def _require(self, names: Sequence[str], what: str, holds: Callable[[float], bool]) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not holds(value):
-                raise InputError(
-                    f"simulated tissue: expected {name} to be {what}, found {value}; set it so."
-                )
-
-    @property
-    def pitch(self) -> float:
-        """Distance between neighbouring spots in micrometres."""
-        return self.pitch_um or LATTICES[self.lattice].pitch_um
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +62,7 @@ class Volume:
     truth: list[Truth]  # one per slide
     tissue: Tissue
     signatures: Signatures
+    patient: Patient
 
 
 def volume(params: TissueParams, seed: int, patient: str = "P1", keep_mean: bool = True) -> Volume:
@@ -165,11 +94,10 @@ def volume(params: TissueParams, seed: int, patient: str = "P1", keep_mean: bool
         program_length_um=params.program_length_um,
         z_stretch=params.z_stretch,
     )
-    genes = signatures(params)
-    pairs = [
-        _section(params, tissue, genes, seed, patient, k, z, keep_mean) for k, z in enumerate(z_um)
-    ]
-    return Volume([slide for slide, _ in pairs], [truth for _, truth in pairs], tissue, genes)
+    who, genes = draw_patient(params, seed, patient), signatures(params)
+    tissue = who.tissue(tissue)
+    pairs = [_section(params, tissue, genes, who, k, z, keep_mean) for k, z in enumerate(z_um)]
+    return Volume([slide for slide, _ in pairs], [truth for _, truth in pairs], tissue, genes, who)
 
 
 def cohort(params: TissueParams, seeds: Sequence[int], keep_mean: bool = True) -> list[Volume]:
@@ -186,7 +114,8 @@ def tissue_rates(volume: Volume, section: int) -> np.ndarray:
     mixtures = volume.truth[section].mixtures
     programs = volume.tissue.programs(volume.truth[section].points_um)
     library, shares = _rna(mixtures, cell_density(mixtures))
-    return library[:, None] * _expressed(volume.signatures, shares, programs)
+    rates = library[:, None] * _expressed(volume.signatures, shares, programs)
+    return rates * volume.patient.detected
 
 
 def signatures(params: TissueParams) -> Signatures:
@@ -214,13 +143,12 @@ def _section(
     params: TissueParams,
     tissue: Tissue,
     genes: Signatures,
-    seed: int,
-    patient: str,
+    patient: Patient,
     k: int,
     z_um: float,
     keep_mean: bool,
 ) -> tuple[Slide, Truth]:
-    name = f"{patient}_S{k + 1}"
+    name, seed = f"{patient.name}_S{k + 1}", patient.seed
     motion = _draw_motion(params, tissue, stream(seed, "motion", k))
     coords, barcodes = _place_spots(params, tissue, motion, z_um, stream(seed, "spots", k))
     if len(coords) == 0:
@@ -229,7 +157,7 @@ def _section(
             "none; raise spots or lower lost."
         )
     points = motion.points(coords, z_um)
-    counts, truth = _measure(params, tissue, genes, seed, k, points, motion, keep_mean)
+    counts, truth = _measure(params, tissue, genes, patient, k, points, motion, keep_mean)
     slide = Slide(
         name=name,
         barcodes=barcodes,
@@ -237,18 +165,21 @@ def _section(
         counts=counts,
         genes=genes.genes,
         patches=SimulatedPatches(
-            tissue, motion, z_um, coords, _stain(seed, k), (seed, k), params.um_per_px
+            tissue,
+            motion,
+            z_um,
+            coords,
+            patient.stain(k),
+            (seed, k),
+            params.um_per_px * patient.scanner.pixel,
+            patient.scanner,
         ),
-        patient=patient,
+        patient=patient.name,
         section=f"S{k + 1}",
         z_um=float(z_um),
         source=f"simulated, seed {seed}",
     )
     return slide, truth
-
-
-def _stain(seed: int, k: int) -> Stain:
-    return draw_stain(stream(seed, "stain"), stream(seed, "stain", k))
 
 
 def _draw_motion(params: TissueParams, tissue: Tissue, rng: np.random.Generator) -> Motion:
@@ -308,15 +239,15 @@ def _measure(
     params: TissueParams,
     tissue: Tissue,
     genes: Signatures,
-    seed: int,
+    patient: Patient,
     k: int,
     points: np.ndarray,
     motion: Motion,
     keep_mean: bool,
 ) -> tuple[sp.csr_matrix, Truth]:
     """Counts [n, g] and truth of section k, in chunks of spots that bound the memory."""
+    seed = patient.seed
     depth_field = random_field(stream(seed, "depth", k), 800.0, 1, num_waves=64)
-    scale = np.exp(params.patient_depth * stream(seed, "patient depth").normal())
     size = max(1, 2**22 // params.num_genes)
     parts = []
     for chunk, start in enumerate(range(0, len(points), size)):
@@ -329,10 +260,12 @@ def _measure(
         programs += (np.sqrt(nugget) * rng.normal(size=programs.shape)).astype(np.float32)
         log_depth = params.depth_smooth * depth_field(at)[:, 0]
         log_depth = log_depth + params.depth_noise * rng.normal(size=len(at))
-        depth = scale * np.exp(log_depth)
+        depth = patient.depth * np.exp(log_depth)
         mu = _mean_counts(params, genes, mixtures, programs, depth, rng)
         counts = sample_zinb(rng, mu, genes.theta, genes.pi)
-        mean = ((1 - genes.pi) * mu).astype(np.float32) if keep_mean else None
+        counts *= patient.detected  # not mu: other genes' draws would change
+        detected = (1 - genes.pi) * patient.detected
+        mean = (detected * mu).astype(np.float32) if keep_mean else None
         parts.append((sp.csr_matrix(counts), domains, mixtures, programs, depth, mean))
     counts, domains, mixtures, programs, depth, mean = zip(*parts, strict=True)
     truth = Truth(

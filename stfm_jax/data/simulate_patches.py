@@ -11,6 +11,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from stfm_jax.data.simulate_canvas import (
@@ -28,6 +29,7 @@ from stfm_jax.errors import InputError
 
 _FAT_BRICK_UM, _FAT_SIDE = 248.0, 4  # adipocytes in bricks of 4 x 4, 62 um apart
 _CACHED_TILES = 128  # 25 MB
+_BLUR_REACH, _LEAST_BLUR_PX = 3.0, 0.1  # in sigmas; a sigma that hardly blurs, in pixels
 
 # Optical density of the stains in R, G, B; typical values for H&E, varied by section.
 _HAEMATOXYLIN = np.array([0.59, 0.73, 0.34])
@@ -44,12 +46,35 @@ class Stain:
     glass: np.ndarray  # [3] optical density of the empty slide
 
 
-def draw_stain(patient: np.random.Generator, section: np.random.Generator) -> Stain:
-    """Stain of a section: differs between patients, and a little between a patient's sections."""
+@dataclasses.dataclass(frozen=True)
+class Scanner:
+    """What a scanner makes of a slide's light."""
+
+    blur_um: float  # sigma of a Gaussian; none below _LEAST_BLUR_PX
+    gain: np.ndarray  # [3] factor of R, G and B
+    pixel: float  # its pixel's size over that of others
+
+
+def draw_stain(
+    patient: np.random.Generator,
+    section: np.random.Generator,
+    stranger: np.random.Generator,
+    vector: float,
+    strength: float,
+) -> Stain:
+    """Stain of a section: differs between patients, and a little between a patient's sections.
+
+    Args:
+      patient, section: streams of these differences.
+      stranger: stream of a further difference between patients.
+      vector: standard deviation of that in the stains' colours.
+      strength: in the logarithm of their strengths.
+    """
     vectors = np.stack([_HAEMATOXYLIN, _EOSIN])
     vectors = vectors + 0.035 * patient.normal(size=(2, 3)) + 0.015 * section.normal(size=(2, 3))
-    vectors = np.maximum(vectors, 0.02)
+    vectors = np.maximum(vectors + vector * stranger.normal(size=(2, 3)), 0.02)
     log_strength = 0.14 * patient.normal(size=2) + 0.07 * section.normal(size=2)
+    log_strength = log_strength + strength * stranger.normal(size=2)
     return Stain(
         vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
         strength=np.exp(log_strength),
@@ -69,6 +94,7 @@ class SimulatedPatches:
         stain: Stain,
         key: tuple[int, int],
         um_per_px: float = 1.0,
+        scanner: Scanner | None = None,
     ):
         """
         Args:
@@ -76,11 +102,14 @@ class SimulatedPatches:
           z_um: height of the section in the volume.
           coords_um: [n, 2] spot centres in the slide's frame.
           key: (seed, section), decides the nuclei.
+          um_per_px: of the image, whatever the scanner.
+          scanner: its blur and gain.
         """
         self.tissue, self.motion, self.z_um, self.stain = tissue, motion, float(z_um), stain
         self.coords_um = coords_um
         self.key = key
         self.um_per_px = um_per_px
+        self.scanner = scanner
         self._tile = functools.lru_cache(maxsize=_CACHED_TILES)(self._render_tile)
 
     def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
@@ -98,10 +127,19 @@ class SimulatedPatches:
                 f"{indices.min()} to {indices.max()}; pass indices of this slide's spots."
             )
         corners = np.round(self.coords_um[indices] / self.um_per_px - side / 2).astype(int)
-        patches = np.empty((len(indices), side, side, 3), np.uint8)
-        for patch, corner in zip(patches, corners, strict=True):
+        blur_px = 0.0 if self.scanner is None else self.scanner.blur_um / self.um_per_px
+        margin = int(np.ceil(_BLUR_REACH * blur_px)) if blur_px >= _LEAST_BLUR_PX else 0
+        patches = np.empty((len(indices), side + 2 * margin, side + 2 * margin, 3), np.uint8)
+        for patch, corner in zip(patches, corners - margin, strict=True):
             self._crop(patch, corner)
-        return patches
+        if self.scanner is None or (margin == 0 and np.all(self.scanner.gain == 1)):
+            return patches
+        light = patches.astype(np.float32)
+        if margin:
+            sigmas = (0, blur_px, blur_px, 0)
+            light = gaussian_filter(light, sigmas, truncate=_BLUR_REACH)
+            light = light[:, margin:-margin, margin:-margin]
+        return np.clip(light * self.scanner.gain, 0, 255).astype(np.uint8)
 
     def _crop(self, patch: np.ndarray, corner: np.ndarray) -> None:
         """Fills `patch` [p, p, 3] with the image from pixel `corner` (x, y) on."""

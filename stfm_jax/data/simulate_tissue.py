@@ -118,9 +118,13 @@ class Tissue:
     coarse: Field  # [domains], shapes of the domains
     fine: Field  # [domains], ragged borders
     local: Field  # [types], local noise of the mixtures
-    hidden: Field  # [programs], gene programs that no image shows
+    hidden: Field  # [programs], the part of gene programs that no image shows
     warp: Field  # 2, bends the fibres
     fibre_angle: float
+    # What a patient adds, see `simulate_patient`.
+    type_shift: np.ndarray | float = 0.0  # [types] added to the log shares of cell types
+    shown: np.ndarray | float = 0.0  # [programs] correlation with what the image shows
+    shown_axes: np.ndarray | None = None  # [domains, programs] of the domains' shape
 
     @property
     def reach_um(self) -> float:
@@ -149,12 +153,16 @@ class Tissue:
     def mixtures_of(self, domains: np.ndarray, points: np.ndarray) -> np.ndarray:
         """`mixtures` where `domains` [n, domains] at the points are known already."""
         shares = np.array([cell.shares for cell in CELL_TYPES], np.float32)  # [types, domains]
-        weights = (domains @ shares.T + 1e-3) * np.exp(0.8 * self.local(points))
+        weights = (domains @ shares.T + 1e-3) * np.exp(0.8 * self.local(points) + self.type_shift)
         return weights / weights.sum(axis=1, keepdims=True)
 
     def programs(self, points: np.ndarray) -> np.ndarray:
-        """Hidden program activities [n, programs], mean 0 and variance 1."""
-        return self.hidden(points)
+        """Program activities [n, programs], mean 0 and variance 1: hidden, or in part shown."""
+        hidden = self.hidden(points)
+        if not np.any(self.shown):
+            return hidden
+        shape = self.coarse(points) @ self.shown_axes
+        return np.sqrt(1 - self.shown**2) * hidden + self.shown * shape
 
     def fibres(self, points: np.ndarray) -> np.ndarray:
         """Coordinates [n, 2] across and along the fibres, in bent micrometres."""
