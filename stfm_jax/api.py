@@ -142,13 +142,19 @@ class Model:
         return str(path)
 
 
-def load(workdir: str | os.PathLike, method: str | None = None, fold: int | None = None) -> Model:
+def load(
+    workdir: str | os.PathLike,
+    method: str | None = None,
+    fold: int | None = None,
+    seed: int | None = None,
+) -> Model:
     """The model that a workdir holds; needs nothing but the folder.
 
     Args:
       workdir: of a finished run of the command or of `fit`.
       method: one of its methods; None: the one its config names for predicting, or the last.
       fold: the model of a fold, which never saw its test slides; None: of all slides.
+      seed: that it was trained with; None: the config's, of several the first.
 
     Raises:
       InputError: there is no such folder or method, or it is damaged.
@@ -159,13 +165,13 @@ def load(workdir: str | os.PathLike, method: str | None = None, fold: int | None
     'kernel_ridge'
     """
     with _as_arguments():
-        return _loaded(workdir, method, fold)
+        return _loaded(workdir, method, fold, seed)
 
 
 def _loaded(
-    workdir: str | os.PathLike, method: str | None, fold: int | None, seed: int | None = None
+    workdir: str | os.PathLike, method: str | None, fold: int | None, seed: int | None
 ) -> Model:
-    """See `load`; seed: that it was trained with, None: the config's."""
+    """See `load`."""
     path = Path(os.path.expanduser(os.fspath(workdir)))
     config = workdirs.read_config(path)
     with config.unlocked():
@@ -270,7 +276,7 @@ def fit(
         opened = experiment.open_experiment(made, path)
         with workdirs.claimed(opened):
             experiment.train(experiment.place_slides(experiment.embed_slides(opened)))
-        return load(path, method)
+        return _loaded(path, method, None, made.seed)
 
 
 def _folder_of(adatas: Any, workdir: Path, features_key: str) -> Path:

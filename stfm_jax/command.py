@@ -29,7 +29,7 @@ OFTEN_CHANGED = {
     "methods": "rows of the table, as in ridge,stflow; the last one predicts",
     "data.dir": "where the data set lies",
     "data.normalization": "log1p | log1p_cp10k",
-    "seed": "of every draw, split and fit",
+    "seeds": "every fold once for each, as in 0,1,2; the first one's model predicts",
     "fold": "one fold only",
     "train.epochs": "at most",
     "encoder.name": "stain_texture (built in) | precomputed | a name of HEST's",

@@ -68,7 +68,7 @@ def test_a_method_that_comes_later_brings_its_settings(trained, tmp_path, capfd)
     made = trained.config(methods=both, fold=0, model__width=8, train__epochs=1)
     assert tiny.run(made, work) == 0
     assert tiny.contents(work / "fold_0" / "ridge") == rows
-    assert stored(work)["model"]["width"] == 8 and stored(work)["methods"] == ["ridge"]
+    assert stored(work)["model"]["width"] == 8 and stored(work)["methods"] == [*both]
     assert stfm.load(work, "stflow").predict(trained.unseen, draws=2).n_vars == 8
     assert tiny.run(trained.config(methods=both, fold=0), work) == 2
     err = capfd.readouterr().err

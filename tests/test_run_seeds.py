@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 import stfm_jax as stfm
+from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import read_csv
 
 METHODS = ("ridge", "random_forest", "stflow")
@@ -115,8 +116,11 @@ def test_a_fold_that_one_seed_lacks(seeded, trained, tmp_path):
 
 
 def test_predicting_with_the_first_or_another(seeded, trained, tmp_path, capfd):
-    model = stfm.load(seeded)
-    assert model._folder == tiny.place(seeded, None) / "model"
+    assert stfm.load(seeded)._folder == tiny.place(seeded, None) / "model"
+    of_fold = stfm.load(seeded, "ridge", fold=0, seed=3)
+    assert of_fold._folder == tiny.place(seeded, 0, "ridge", 3) / "model"
+    with pytest.raises(InputError, match=r"seed_3.*no trained model, .* of seed 0; set seed=0"):
+        stfm.load(seeded, seed=3)
     made = {
         "methods": METHODS,
         "predict__input": str(trained.unseen),

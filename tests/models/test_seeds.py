@@ -116,7 +116,7 @@ def test_the_validation_block_of_an_only_slide(held_out):
 
 @pytest.mark.parametrize(("sections", "landmarks"), [(2, 2048), (3, 16)])
 def test_what_neighbours_are_told_of_the_anchor(sections, landmarks):
-    """Where both of two are left out by blocks of each; by fewer landmarks than spots."""
+    """By blocks of each where both of two are left out; by landmarks, fewer than the spots."""
     slides = tiny.slides(sections, registered=True)
     flow = HoloTeaSettings.of(tiny_stack.config()).flow(8)
     base = flow.base.training_set(slides, tiny_stack.genes(slides))
