@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import tiny
 
 import stfm_jax as stfm
 from stfm_jax.errors import InputError
+from stfm_jax.regression import regressors
 from stfm_jax.runtime.files import read_csv
 
-METHODS = ("ridge", "random_forest", "stflow")
+METHODS = ("kernel_ridge", "random_forest", "stflow")
 
 
 def report(work: Path) -> dict:
@@ -26,7 +28,11 @@ def seeded(trained, tmp_path_factory) -> Path:
     """A fold of the tiny experiment with seeds 0 and 3, as the command line is told."""
     work = tmp_path_factory.mktemp("seeds") / "work"
     argv = tiny.arguments(work, data__dir=trained.data, methods=",".join(METHODS), fold=0)
-    assert tiny.command(*argv, "--config.seeds=0,3") == 0
+    with mock.patch.object(regressors, "choose", side_effect=regressors.choose) as choose:
+        assert tiny.command(*argv, "--config.seeds=0,3") == 0
+    # With each seed on all training slides, for kernel ridge and the flow's anchor together, and
+    # on those that epochs are selected on; for the models of all slides once.
+    assert choose.call_count == 2 * 2 + 1
     return work
 
 
@@ -56,11 +62,15 @@ def test_the_report_is_over_both(seeded):
             assert cell["folds"] == [pytest.approx(np.mean(cell["seeds"]), nan_ok=True)]
             spread = np.std(cell["seeds"], ddof=1)
             assert cell["seed_std"] == pytest.approx(spread), (name, metric)
-        spread = metrics["crps"]["seed_std"]  # ridge throws no dice where slides are left out
-        assert spread == 0.0 if name == "ridge" else spread > 0, name
-    difference = written["comparisons"]["stflow - ridge"]["difference"]
-    stflow, ridge = (written["methods"][name]["pearson"]["seeds"] for name in ("stflow", "ridge"))
-    assert difference == pytest.approx(np.mean(np.subtract(stflow, ridge)), abs=1e-6)
+        spread = metrics["crps"][
+            "seed_std"
+        ]  # kernel ridge throws no dice where slides are left out
+        assert spread == 0.0 if name == "kernel_ridge" else spread > 0, name
+    difference = written["comparisons"]["stflow - kernel_ridge"]["difference"]
+    stflow, kernel_ridge = (
+        written["methods"][name]["pearson"]["seeds"] for name in ("stflow", "kernel_ridge")
+    )
+    assert difference == pytest.approx(np.mean(np.subtract(stflow, kernel_ridge)), abs=1e-6)
 
 
 def test_tables_name_the_seed(seeded):
@@ -95,10 +105,10 @@ def test_the_same_workdir_with_other_seeds(seeded, trained, tmp_path, capfd):
         assert metrics["pearson"]["seeds"] == both[name]["pearson"]["seeds"][1:]
         assert metrics["pearson"]["seed_std"] is None
     assert (tiny.place(work, None, "stflow", 3) / "model" / "model.json").exists()
-    assert tiny.run(trained.config(methods=("ridge",), seeds=(5, 0), fold=0), work) == 0
+    assert tiny.run(trained.config(methods=("kernel_ridge",), seeds=(5, 0), fold=0), work) == 0
     assert (
-        report(work)["methods"]["ridge"]["pearson"]["seeds"][1]
-        == both["ridge"]["pearson"]["seeds"][0]
+        report(work)["methods"]["kernel_ridge"]["pearson"]["seeds"][1]
+        == both["kernel_ridge"]["pearson"]["seeds"][0]
     )
     assert json.loads((work / "config.json").read_text())["seeds"] == [0, 3]
     assert "/" in capfd.readouterr().err
@@ -117,8 +127,8 @@ def test_a_fold_that_one_seed_lacks(seeded, trained, tmp_path):
 
 def test_predicting_with_the_first_or_another(seeded, trained, tmp_path, capfd):
     assert stfm.load(seeded)._folder == tiny.place(seeded, None) / "model"
-    of_fold = stfm.load(seeded, "ridge", fold=0, seed=3)
-    assert of_fold._folder == tiny.place(seeded, 0, "ridge", 3) / "model"
+    of_fold = stfm.load(seeded, "kernel_ridge", fold=0, seed=3)
+    assert of_fold._folder == tiny.place(seeded, 0, "kernel_ridge", 3) / "model"
     with pytest.raises(InputError, match=r"seed_3.*no trained model, .* of seed 0; set seed=0"):
         stfm.load(seeded, seed=3)
     made = {

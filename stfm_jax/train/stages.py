@@ -84,7 +84,7 @@ class Run:
     shared: dict = dataclasses.field(default_factory=dict)  # see `once`
 
     def once(self, make: Callable[[], Any], slides: Sequence[Any], *key: Hashable) -> Any:
-        """The result of `make`, computed once for all methods of a fold.
+        """The result of `make`, computed once for all methods of a fold and seed.
 
         Args:
           make: computes it.
