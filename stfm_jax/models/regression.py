@@ -17,7 +17,7 @@ from stfm_jax.data.expression import NORMALIZATIONS, expression
 from stfm_jax.data.slide import Slide
 from stfm_jax.models.method import Genes, Method, Prediction, Request, Run, Section, within
 from stfm_jax.regression import features as feature_ops
-from stfm_jax.regression import regressors
+from stfm_jax.regression import regressors, targets
 from stfm_jax.settings import Settings, setting
 
 Once = Callable[..., Any]  # see `models.method.Run.once`
@@ -127,6 +127,12 @@ def seen_of(
     sizes, coords = [s.num_spots for s in slides], [s.coords_um for s in slides]
     groups = once(lambda: regressors.leave_out_groups(sizes, coords, seed), slides, "groups", seed)
     return Seen(transform, x, y, groups, seed, (seen, settings.normalization, tuple(genes)))
+
+
+def scaled(seen: Seen) -> tuple[Seen, targets.Scale]:
+    """The same with targets in units of their slide, and the way back."""
+    y, scale = targets.per_slide(seen.y)
+    return seen._replace(y=y, key=(*seen.key, "scaled")), scale
 
 
 def fitted(kind: str, slides: Sequence[Slide], seen: Seen, once: Once = compute) -> Fit:

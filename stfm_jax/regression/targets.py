@@ -1,0 +1,59 @@
+"""Expression in units of each slide's own mean and spread, and its principal axes.
+
+Slides differ in depth, and patients in which genes vary most; a fit to targets in units of their
+slide is not ruled by the slide that varies most. Predictions come back in the pooled training
+slides' units. Few axes of the targets carry over to other slides; the rest is noise there. [ours]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stfm_jax.regression.regressors import Linear
+
+_LEAST = 1e-6  # standard deviation of a gene that varies
+
+
+class Scale(NamedTuple):
+    """What takes scaled targets back to expression."""
+
+    mean: np.ndarray  # [g] over all training spots
+    std: np.ndarray  # [g] within training slides
+
+
+def per_slide(y: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Scale]:
+    """Expression of each slide [n_i, g] with mean 0 and standard deviation 1 by gene, and the way
+    back; a gene that is constant in a slide is 0 there."""
+    centred = [part - part.mean(axis=0) for part in y]
+    scaled = [part / np.maximum(part.std(axis=0), _LEAST) for part in centred]
+    return scaled, Scale(np.concatenate(y).mean(axis=0), np.concatenate(centred).std(axis=0))
+
+
+def back(scaled: np.ndarray, scale: Scale) -> np.ndarray:
+    """Expression [n, g] of scaled predictions."""
+    return scaled * scale.std + scale.mean
+
+
+def linear_back(regressor: Linear, scale: Scale) -> Linear:
+    """The regressor of expression for one of scaled targets."""
+    return Linear(
+        (regressor.weights * scale.std).astype(np.float32),
+        back(regressor.bias, scale).astype(np.float32),
+    )
+
+
+def principal_axes(scaled: np.ndarray, number: int) -> np.ndarray:
+    """The first principal axes [g, number] of scaled targets [n, g], orthonormal."""
+    values, vectors = np.linalg.eigh(scaled.T.astype(np.float64) @ scaled)
+    return vectors[:, np.argsort(-values)[:number]]
+
+
+def reduced(regressor: Linear, axes: np.ndarray) -> Linear:
+    """The regressor whose predictions are those of another, projected onto axes [g, k]."""
+    onto = axes @ axes.T
+    return Linear(
+        (regressor.weights @ onto).astype(np.float32), (regressor.bias @ onto).astype(np.float32)
+    )
