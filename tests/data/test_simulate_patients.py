@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tiny
 
+from configs import simulated_patients
 from stfm_jax.data import datasets, simulate
 from stfm_jax.data.simulate import TissueParams
 from stfm_jax.data.simulate_params import DIALS
@@ -175,3 +177,29 @@ def test_patients_to_train_on_must_be_left(tested):
 def test_sections_kept_out_may_not_be_all_that_is_tested():
     with pytest.raises(InputError, match="unseen leaves no section"):
         datasets.load(cohort(data__test_patients=1, data__unseen=2))
+
+
+@pytest.mark.slow
+def test_as_the_dials_go_up_regressions_lose_abroad_and_the_flexible_one_more(tmp_path):
+    """As on real strangers: home (a section left out) less abroad (patients kept apart)."""
+    falls = {}
+    for amount in (0.0, 1.0):
+        scores = {}
+        for folds in ("section", "published"):
+            config = simulated_patients.get_config()
+            config.methods = ("ridge", "kernel_ridge")
+            config.devices = 1
+            config.data.folds = folds
+            config.data.tissue.spots = 60
+            config.encoder.dir = str(tmp_path / f"embedded_{amount}")
+            for dial in DIALS:
+                config.data.tissue[dial] = amount
+            work = tmp_path / f"{folds}_{amount}"
+            assert tiny.run(config.lock(), work) == 0
+            methods = json.loads((work / "metrics.json").read_text())["methods"]
+            scores[folds] = {name: row["pearson_slide"]["mean"] for name, row in methods.items()}
+        home, abroad = scores["section"], scores["published"]
+        falls[amount] = {name: home[name] - abroad[name] for name in home}
+    assert min(falls[1.0].values()) > 0.02, falls
+    assert falls[1.0]["kernel_ridge"] > falls[0.0]["kernel_ridge"] + 0.03, falls
+    assert falls[1.0]["kernel_ridge"] > falls[1.0]["ridge"], falls
