@@ -99,8 +99,8 @@ class Model:
           InputError: an argument, or what a file holds; says what was expected and what to do.
 
         >>> predicted = stfm.load("runs/demo").predict("runs/demo/slide.h5ad", draws=4)
-        >>> sorted(predicted.layers)
-        ['q10', 'q90', 'std']
+        >>> predicted.layers["std"].shape == predicted.shape
+        True
         """
         with _as_arguments(), tempfile.TemporaryDirectory(prefix="stfm-") as folder:
             config = self.config.copy_and_resolve_references()

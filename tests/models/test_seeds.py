@@ -91,11 +91,11 @@ def test_the_blocks_of_an_only_slide(name, tmp_path):
     (section, *_), genes, *_ = of_slides()
     method = table.build(name, tiny_stack.config())
     settings = TrainSettings.of(tiny_stack.config())
-    first, again, other = (
+    first, again, *others = (
         method.fit([section], genes, Run(tmp_path, name, seed, make_mesh(1), settings)).choice
-        for seed in (0, 0, 1)
+        for seed in (0, 0, 1, 2, 3)
     )
-    assert first == again and first.score != other.score
+    assert first == again and any(first.score != other.score for other in others)
 
 
 def held_out_spots(seed: int) -> np.ndarray:
@@ -109,9 +109,10 @@ def held_out_parents(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("held_out", [held_out_spots, held_out_parents])
 def test_the_validation_block_of_an_only_slide(held_out):
-    first, again, other = map(held_out, (0, 0, 1))
+    """Of few spots some seeds find the same blocks, which ones is for scikit-learn to say."""
+    first, again, *others = map(held_out, (0, 0, 1, 2, 3, 4, 5))
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert not all(np.array_equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize(("sections", "landmarks"), [(2, 2048), (3, 16)])
