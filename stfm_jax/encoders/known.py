@@ -325,6 +325,17 @@ TABLE = (
     dataclasses.replace(_LUNIT_ROW, name="Lunit-S16", shape=_S16, sha256="a19eb37d"),
     dataclasses.replace(_LUNIT_ROW, name="Lunit-S8", shape=_S8, sha256="0b7e0236"),
     Known(
+        name="EfficientNet-Lite0",
+        words="efficientnet-lite0",
+        shape="efficientnet_lite0",
+        pool=None,
+        preprocess=_images(((127 / 255,) * 3, (128 / 255,) * 3), "bicubic"),
+        licence="Apache-2.0",
+        citation="Tan and Le, ICML (2019)",
+        seen="wheel 0.1.0",
+        um_per_px=160 / 224,  # of the smaller field of two
+    ),
+    Known(
         name="ResNet18-Ciga",
         words="ciga|tenpercent",
         shape="resnet18",

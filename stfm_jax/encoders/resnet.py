@@ -20,6 +20,13 @@ from stfm_jax.encoders.weights import Tensors
 
 STAGES = 4
 _EPS = 1e-5  # of the BatchNorms
+_KINDS = {  # by whether blocks are bottlenecks, and their number in each stage
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
 
 
 def params(tensors: Tensors, where: str, stages: int = STAGES) -> Params:
@@ -36,6 +43,19 @@ def params(tensors: Tensors, where: str, stages: int = STAGES) -> Params:
     later = (f"layer{stage}" for stage in range(stages + 1, STAGES + 1))
     unused = rf".*\.num_batches_tracked|({'|'.join(('fc', *later))})\..*"
     return folded(tensors, _layers(tensors, stages), _EPS, unused, where)
+
+
+def kind(tensors: Tensors) -> str:
+    """`resnet18`, `resnet34`, `resnet50`, ... by blocks; plain `resnet` where no name has these."""
+    convs = {name.removesuffix(".weight") for name in tensors}
+    depths = tuple(len(_blocks(convs, stage)) for stage in range(1, STAGES + 1))
+    return _KINDS.get(("layer1.0.conv3" in convs, depths), "resnet")
+
+
+def width(params: Params) -> int:
+    """Features that `apply` gives."""
+    *_, last = params.values()
+    return len(last.bias)
 
 
 def _layers(tensors: Tensors, stages: int) -> Iterator[Layer]:

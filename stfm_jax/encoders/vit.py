@@ -140,7 +140,7 @@ def params(
     Raises:
       InputError: naming the first tensor that is missing, has another shape, or is unknown.
     """
-    _check(tensors, shapes(a), where)
+    check(tensors, a, where)
 
     def array(key: str) -> np.ndarray:
         return np.asarray(tensors[key], np.float32)
@@ -226,7 +226,9 @@ def _compare(found: Architecture, config: Config, where: str) -> None:
         )
 
 
-def _check(tensors, expected: dict[str, tuple[int, ...]], where: str) -> None:
+def check(tensors: Tensors, a: Architecture, where: str) -> None:
+    """Raises InputError naming the first tensor that is missing, misshapen or unknown."""
+    expected = shapes(a)
     for key, shape in expected.items():
         found = list(tensors[key].shape) if key in tensors else "none"
         if found != list(shape):
