@@ -78,8 +78,14 @@ def get_config() -> ConfigDict:
     data.unseen = 0  # simulated: last sections kept out of everything
 
     encoder = config.encoder = ConfigDict()
-    encoder.name = "stain_texture"  # built in; "precomputed": in the slide files; or HEST's name
-    encoder.patch_um = 400.0  # of the built-in encoder; on her2st C2-C4 better than 240, 300, 500
+    # stain_texture, efficientnet_lite0, or a model whose weights are given; several with commas
+    # between. "precomputed": in the slide files; or HEST's name.
+    encoder.name = "stain_texture"
+    encoder.weights = ""  # folder of a downloaded model; of several NAME=FOLDER,NAME=FOLDER
+    encoder.pool = ""  # cls | cls_mean, of a ViT that docs/encoders.md does not list
+    encoder.norm = ""  # imagenet | half | none, in place of a network's own
+    encoder.um_per_px = ""  # that a network is to see, in place of its own
+    encoder.patch_um = 400.0  # of stain_texture; on her2st C2-C4 better than 240, 300, 500
     encoder.dir = ""  # where embeddings lie (HEST layout) or are kept; <workdir>/embeddings
 
     model = config.model = ConfigDict()

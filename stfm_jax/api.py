@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from stfm_jax import builtin, experiment, layout, seeds, store
 from stfm_jax import workdir as workdirs
+from stfm_jax.data import feature_blocks
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import EXPRESSION, STACK
 from stfm_jax.predict.file import predict_file
@@ -37,7 +38,7 @@ from stfm_jax.runtime.files import atomic_folder, read_json
 Data = anndata.AnnData | str | os.PathLike
 
 _OBS = ("in_tissue", "patient", "section", "parent", "measured", "z_um")  # what readers look at
-_UNS = ("spatial_unit", "um_per_px", "encoder", "z_um")
+_UNS = ("spatial_unit", "um_per_px", "encoder", "encoders", "z_um")
 _PLACES = ("spatial", "spatial3d")
 
 
@@ -71,6 +72,7 @@ class Model:
         spatial_unit: str | None = None,
         features_key: str = "features",
         embeddings: str | os.PathLike | None = None,
+        weights: str | os.PathLike | None = None,
         children: Data | None = None,
         sections: Sequence[str] = (),
     ) -> anndata.AnnData:
@@ -86,7 +88,10 @@ class Model:
           draws: of a method that draws.
           spatial_unit: `um` or `pixel`, over `uns['spatial_unit']`.
           features_key: key of the embedding in `obsm`.
-          embeddings: path of a file of embeddings instead, aligned by barcode.
+          embeddings: path of a file of embeddings instead, aligned by barcode; of several encoders
+            paths with commas between.
+          weights: folder of the encoder that is to embed the image, or NAME=FOLDER of several;
+            None: as in training.
           children: of a method that splits counts, the finer spots, which name their parents in
             `obs['parent']`.
           sections: of a stack, those to generate whatever counts they hold.
@@ -124,6 +129,8 @@ class Model:
             with config.unlocked():
                 for name, value in given.items():
                     config.predict[name] = value
+                if weights is not None:
+                    config.encoder.weights = _path_or_empty(weights)
             predict_file(config, self._fitted, self._folder)
             return anndata.read_h5ad(output)
 
@@ -301,13 +308,20 @@ def _relevant(adata: anndata.AnnData, features_key: str, counted: bool) -> annda
     """A new AnnData of what is looked at; the others' oddities are not ours to write."""
     kept = {
         "obs": adata.obs[[name for name in _OBS if name in adata.obs]].copy(),
-        "obsm": {k: adata.obsm[k] for k in (*_PLACES, features_key) if k in adata.obsm},
+        "obsm": {
+            k: adata.obsm[k] for k in adata.obsm if k in _PLACES or _is_features(k, features_key)
+        },
         "uns": {name: adata.uns[name] for name in _UNS if name in adata.uns},
     }
     if not counted:
         return anndata.AnnData(**kept)
     layers = {"counts": adata.layers["counts"]} if "counts" in adata.layers else {}
     return anndata.AnnData(X=adata.X, var=adata.var[[]].copy(), layers=layers, **kept)
+
+
+def _is_features(key: str, features_key: str) -> bool:
+    """Also of several encoders, `features_<name>`."""
+    return key == features_key or str(key).startswith(f"{feature_blocks.KEY}_")
 
 
 def _path_or_empty(path: str | os.PathLike | None) -> str:

@@ -37,6 +37,7 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     for section in (config.data, config.encoder):
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))
+    config.encoder.weights = _absolute(config.encoder.weights)
     workdir = Path(workdir)
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "stfm_jax")}
     distributed.check_alike(
@@ -63,6 +64,17 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
         (experiment.train if mode == "train" else experiment.evaluate)(opened)
 
 
+def _absolute(weights: str) -> str:
+    """FOLDER, or NAME=FOLDER with commas between, with the whole paths."""
+
+    def whole(part: str) -> str:
+        name, equals, path = part.partition("=")
+        name, path = (f"{name}=", path) if equals and os.sep not in name else ("", part)
+        return name + os.path.abspath(os.path.expanduser(path))
+
+    return ",".join(whole(part.strip()) for part in weights.split(",") if part.strip())
+
+
 def _split_at_commas(config: ConfigDict) -> None:
     """Makes `C1,D1` two members of a tuple; a flag's value arrives as one."""
     for name, value in config.items():
@@ -74,10 +86,11 @@ def _split_at_commas(config: ConfigDict) -> None:
 
 
 def _tell_of_embeddings(opened: experiment.Experiment) -> None:
-    encoder, number = opened.problem.encoder, len(opened.dataset.all)
-    if encoder is not None:
-        _LOG.info("embeddings of %d slides by %s are in %s", number, encoder.name, opened.cache)
-    elif opened.problem.sees_images:
+    encoders, number = opened.problem.encoders, len(opened.dataset.all)
+    for encoder in encoders:
+        identity, cache = encoder.identity, opened.cache
+        _LOG.info("embeddings of %d slides by %s are in %s", number, identity, cache)
+    if not encoders and opened.problem.sees_images:
         _LOG.info("nothing to embed: the files of %d slides hold their features", number)
     else:
         _LOG.info("nothing to embed: the methods look at no image")

@@ -80,7 +80,7 @@ class Experiment:
 
     @property
     def cache(self) -> Path:
-        """Where features of the built-in encoder are kept."""
+        """Where features that are made here are kept."""
         return Path(self.config.encoder.dir or self.workdir / "embeddings")
 
     def place(self, fold: int | None) -> Path:
@@ -114,8 +114,8 @@ def open_experiment(config: Any, workdir: str | Path) -> Experiment:
         )
     opened = Experiment(config, Path(workdir), problem, methods, dataset, mesh, config.seed)
     _check_slides(opened)
-    if problem.encoder is not None:
-        require_images(dataset.all, problem.encoder, opened.cache)
+    if problem.encoders:
+        require_images(dataset.all, problem.encoders, opened.cache)
     elif problem.sees_images:
         problems.check_features(dataset.all)
     return opened
@@ -135,12 +135,12 @@ def check_folds(opened: Experiment) -> None:
 
 
 def embed_slides(opened: Experiment) -> Experiment:
-    """The experiment with features of the built-in encoder, where the config names it."""
-    encoder = opened.problem.encoder
-    if encoder is None:
+    """The experiment with features of the encoders that are to embed here, if any."""
+    encoders = opened.problem.encoders
+    if not encoders:
         return opened
     with distributed.main_first("embeddings"):
-        slides = embedded(opened.dataset.all, encoder, opened.cache)
+        slides = embedded(opened.dataset.all, encoders, opened.cache)
     opened = dataclasses.replace(opened, dataset=opened.dataset.with_slides(slides))
     _check_slides(opened)  # a cache may lack some spots
     problems.check_features(slides)
@@ -251,7 +251,7 @@ def _model(method: Method, state: Any, cases: Cases, opened: Experiment) -> Mode
         genes = Genes(tuple(sorted(set().union(*genes.values()))), ())
     if not opened.problem.sees_images:
         return Model(method, state, genes, slides=fitted_to)
-    encoder = encoder_of(slides), slides[0].features.shape[1]
+    encoder = encoder_of(slides), slides[0].features.shape[1], slides[0].widths
     return Model(method, state, genes, *encoder, fitted_to)
 
 

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 from stfm_jax.data import tfds_builder
+from stfm_jax.errors import InputError
 from stfm_jax.experiment import Experiment
 from stfm_jax.runtime import distributed
 
@@ -17,6 +18,12 @@ _LOG = logging.getLogger("stfm_jax")
 
 def check(opened: Experiment) -> None:
     """Raises InputError where the data set could not be written, before anything is embedded."""
+    encoders = opened.problem.encoders
+    if len(encoders) > 1 or any(slide.widths for slide in opened.dataset.all):
+        raise InputError(
+            "--mode=export writes the features of one encoder, found several in "
+            f"config.encoder.name or the slides ({opened.config.encoder.name}); name one."
+        )
     tfds_builder.destination(opened.dataset, _out_dir(opened))
     distributed.barrier("export checked")
 

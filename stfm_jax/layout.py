@@ -1,7 +1,7 @@
 """Where everything of an experiment lies in its workdir W.
 
 W/config.json                     the resolved config
-W/embeddings/                     features of the built-in encoder
+W/embeddings/                     features that were made here
 W/dataset/                        the data set as --mode=export writes it
 W/fold_<i>/fold.json, truth.npz   slides and genes of the fold; what was measured
 W/fold_<i>/<method>/seed_<s>/     select/, refit/ (train.stages), model/ (store), and

@@ -4,6 +4,6 @@ MODES = {
     "train": "fit the methods to every fold and score them, then fit them to all slides",
     "eval": "score the saved models again and rewrite the report",
     "predict": "predict a file with a method fitted to all slides",
-    "embed": "write the built-in encoder's features, and nothing else",
+    "embed": "write the encoders' features, and nothing else",
     "export": "write the data set with its features, folds and genes for tensorflow-datasets",
 }

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 import stfm_jax
+from stfm_jax.data.feature_blocks import encoder_names
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Genes, Method
@@ -39,9 +40,15 @@ class Model:
     genes: Genes  # scored and written; of a method that splits: trained on
     encoder: str = ""  # that made the training slides' features, "" where no file said
     features: int = 0  # their width, 0 where none are seen
+    widths: tuple[int, ...] = ()  # of each encoder's, of several; see `data.feature_blocks`
     slides: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     # by name, those it was fitted to: spots, patient; empty where an earlier version wrote it
     only_for: str = ""  # method that alone can read the state; "": all whose state it is
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Identities of the encoders, "" of one where no file said."""
+        return encoder_names(self.encoder, self.widths)
 
     @property
     def epochs(self) -> int | None:
@@ -73,6 +80,7 @@ def save(folder: Path, model: Model) -> None:
             "targets": model.genes.targets,
             "encoder": model.encoder,
             "features": model.features,
+            "widths": model.widths,
             "epochs": model.epochs,
             "slides": model.slides,
             "individual_level": model.individual_level,
@@ -127,8 +135,8 @@ def load(folder: Path, method: Method) -> Model:
         )
     state = _state(method, load_arrays(path), path)
     genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
-    encoder, slides = (known["encoder"], known["features"]), known.get("slides", {})
-    return Model(method, state, genes, *encoder, slides, only_for)
+    encoder = known["encoder"], known["features"], tuple(known.get("widths", ()))
+    return Model(method, state, genes, *encoder, known.get("slides", {}), only_for)
 
 
 def _state(method: Method, arrays: dict, path: Path) -> Any:
@@ -182,8 +190,11 @@ def restored(kind: Any, value: Any) -> Any:
         return value
     if kind in (int, float, str):
         return kind(value)
-    if kind is dict or typing.get_origin(kind) is dict:
+    if kind is dict:
         return {} if value is None else value
+    if typing.get_origin(kind) is dict:
+        _, of = typing.get_args(kind)
+        return {name: restored(of, each) for name, each in (value or {}).items()}
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return _one_of(typing.get_args(kind), value)
     hints = typing.get_type_hints(kind)

@@ -130,6 +130,29 @@ def test_attention(rows_of):
     assert all(row["temporary_gib"] > 0 for row in rows)
 
 
+def test_embed(rows_of):
+    rows = rows_of("embed", "--n=3", "--what=stain_texture,lunit-s16", "--impl=stfm")
+    assert which(rows, "what", "impl", "n", "width") == {
+        ("stain_texture", "stfm", 3, 114), ("lunit-s16", "stfm", 3, 384)
+    }  # fmt: skip
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["efficientnet_lite0", "resnet18-ciga", "h0-mini"])
+def test_embed_as_torch_does(rows_of, what):
+    optional.timm()
+    rows = rows_of("embed", "--n=2", f"--what={what}")
+    assert which(rows, "impl") == {("stfm",), ("torch",)}
+    assert all(row["difference"] < 1e-3 and row["over_torch"] > 0 for row in rows)
+
+
+def test_other_features_than_torchs_are_refused(load):
+    rows = [{"what": "uni", "impl": i, "output": [o, 0.0]} for i, o in (("stfm", 1), ("torch", 2))]
+    with pytest.raises(RuntimeError, match=r"uni: ours and torch's differ by 1\.0e\+00"):
+        load("embed").compare(rows)
+
+
 def test_linear_attention(rows_of):
     rows = rows_of("linear_attention", "--n=16,64")
     forms = {"linear", "softmax"}

@@ -20,7 +20,8 @@ from stfm_jax.data.expression import (
     most_variable_genes,
 )
 from stfm_jax.data.readers import her2st
-from stfm_jax.encoders.embed import Encoder, embedded
+from stfm_jax.encoders.embed import embedded
+from stfm_jax.encoders.encoder import StainTexture
 from stfm_jax.models import table
 from stfm_jax.models.method import Genes, Request
 from stfm_jax.models.srast.method import SRastSettings, State
@@ -55,7 +56,7 @@ def sections(tmp_path_factory):
     """C2, C3 and C4 with features of the built-in encoder."""
     slides = [her2st.read(ROOT, name) for name in ("C2", "C3", "C4")]
     cache = tmp_path_factory.mktemp("features")
-    return cache, embedded(slides, Encoder("stain_texture", 200.0), cache)
+    return cache, embedded(slides, [StainTexture(fields_um=(200.0,))], cache)
 
 
 def test_her2st_is_learned_and_a_section_predicted(sections, tmp_path):

@@ -203,8 +203,8 @@ def _without_counts(slide: Slide, names: np.ndarray, coords_um: np.ndarray) -> S
     um_per_unit = np.ptp(slide.coords_um, axis=0).max() / np.ptp(slide.coords_in, axis=0).max()
     return dataclasses.replace(
         slide, barcodes=names, coords_um=coords_um, coords_in=coords_um / um_per_unit,
-        counts=None, genes=None, features=None, encoder=None, patches=None, registered_um=None,
-        parent=None,
+        counts=None, genes=None, features=None, encoder=None, widths=(), patches=None,
+        registered_um=None, parent=None,
     )  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 
-from stfm_jax.data import feature_store
+from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -130,7 +131,28 @@ def align(slide: Slide, embeddings: Embeddings) -> Slide:
         )
         slide = slide.subset(found)
     features = feature_store.take(embeddings.embeddings, row[found])
-    return dataclasses.replace(slide, features=features, encoder=embeddings.encoder)
+    return dataclasses.replace(slide, features=features, encoder=embeddings.encoder, widths=())
+
+
+def align_all(slide: Slide, several: Sequence[Embeddings]) -> Slide:
+    """The slide with the embeddings of one encoder or of several, as `align`.
+
+    Spots that lack one of them are dropped.
+
+    Raises:
+      InputError: as `align`; two embeddings of one encoder, or of several one that names none.
+    """
+    for each in several:
+        slide = align(slide, each)
+    if len(several) == 1:
+        return slide
+    names = [each.encoder or "" for each in several]
+    if len(set(names)) < len(names) or "" in names:
+        raise InputError(
+            f"{slide.where}: expected embeddings of different encoders that are named in their "
+            f"files, found {', '.join(map(repr, names))}."
+        )
+    return feature_blocks.joined(slide, {e.encoder: align(slide, e).features for e in several})
 
 
 def _examples(barcodes: np.ndarray) -> str:

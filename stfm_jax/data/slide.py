@@ -16,6 +16,8 @@ from stfm_jax.data import feature_store
 from stfm_jax.data.patches import PatchSource
 from stfm_jax.errors import InputError
 
+JOINED_BY = "+"  # between the names of several encoders
+
 
 @dataclasses.dataclass(frozen=True)
 class Slide:
@@ -34,6 +36,7 @@ class Slide:
     genes: np.ndarray | None = None  # [G] str, unique
     features: feature_store.Features | None = None  # [n, f] float32, embedding of each spot's patch
     encoder: str | None = None  # name (with patch size) of the encoder that made the features
+    widths: tuple[int, ...] = ()  # columns of each encoder, of several; see `feature_blocks`
     patches: PatchSource | None = None  # the H&E patches, where there is an image
     patient: str = ""
     section: str = ""
@@ -130,6 +133,7 @@ def validate(slide: Slide) -> None:
         _validate_registered(slide.registered_um, n, where)
     if slide.features is not None:
         _validate_features(slide.features, n, where)
+        _validate_widths(slide, where)
     if slide.counts is not None:
         _validate_counts(slide.counts, slide.genes, n, where)
 
@@ -163,6 +167,15 @@ def _validate_features(features: feature_store.Features, n: int, where: str) -> 
         raise InputError(f"{where}: expected features [{n}, f], found {features.shape}.")
     if isinstance(features, np.ndarray):
         feature_store.check_finite(features, where)
+
+
+def _validate_widths(slide: Slide, where: str) -> None:
+    names, widths = (slide.encoder or "").split(JOINED_BY), slide.widths
+    if widths and not (sum(widths) == slide.features.shape[1] and len(widths) == len(names) > 1):
+        raise InputError(
+            f"{where}: expected {slide.features.shape[1]} features of the encoders "
+            f"{slide.encoder!r}, found columns {widths}; embed the slide again."
+        )
 
 
 def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, where: str) -> None:

@@ -95,10 +95,11 @@ def params(tensors: Tensors, where: str, architecture: Architecture = LITE0) -> 
     Raises:
       InputError: naming the first tensor that does not fit.
     """
-    return folded(tensors, _layers(architecture), _EPS, _UNUSED, where)
+    return folded(tensors, layers(architecture), _EPS, _UNUSED, where)
 
 
-def _layers(architecture: Architecture) -> Iterator[Layer]:
+def layers(architecture: Architecture) -> Iterator[Layer]:
+    """The convolutions of a network, in their order."""
     stem, blocks, head, _ = architecture
     yield Layer("_conv_stem", "_bn0", (stem, 3, 3, 3))
     width = stem
@@ -144,13 +145,12 @@ def pooled(taps: tuple[jax.Array, ...]) -> jax.Array:
     The spot lies in the centre of its patch; the Gaussian's standard deviation is n / 5.
     """
     means = (
-        jnp.einsum("bhwc,hwk->bkc", tap, _windows(tap.shape[1]), precision="highest")
-        for tap in taps
+        jnp.einsum("bhwc,hwk->bkc", tap, windows(tap.shape[1]), precision="highest") for tap in taps
     )
     return jnp.concatenate([m.reshape(len(m), -1) for m in means], axis=1)
 
 
-def _windows(side: int) -> np.ndarray:
+def windows(side: int) -> np.ndarray:
     """Weights [side, side, 2], Gaussian and flat, each of sum one."""
     axis = np.exp(-(((np.arange(side) - (side - 1) / 2) / (_SIGMA * side)) ** 2) / 2)
     windows = np.stack([np.outer(axis, axis), np.ones((side, side))], axis=-1)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stfm_jax.encoders import configs, efficientnet, known, names, resnet, vit, weights
 from stfm_jax.encoders.configs import Config
@@ -87,28 +88,78 @@ def names_of(value: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def weights_of(value: str | Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Folder by encoder, as `config.encoder.weights` says.
+def of_config(section: Any, numbers: Sequence[int] | None = None) -> tuple[Encoder, ...]:
+    """The encoders that the section `encoder` of a config names, where they are to embed here.
+
+    None where embeddings are given: no name is built in or has weights.
 
     Args:
-      value: FOLDER, where one of the names needs one; or NAME=FOLDER, several with commas between.
+      section: of a config.
+      numbers: of the names that are meant, from 0; None: all.
+
+    Raises:
+      InputError: as `load`; or only some of several names are to embed here.
+    """
+    names = names_of(section.name)
+    folders = by_name("weights", section.weights, names)
+    pools, norms = (by_name(field, section[field], names) for field in ("pool", "norm"))
+    scales = by_name("um_per_px", section.um_per_px or "", names)
+    names = names if numbers is None else tuple(names[i] for i in numbers)
+    here = [name for name in names if name in BUILT_IN or name in folders]
+    if not here:
+        return ()
+    if len(here) < len(names):
+        (first, *_) = (name for name in names if name not in here)
+        raise InputError(
+            f"config.encoder.name names {first!r}, which is not built in; give its folder by "
+            f"--config.encoder.weights={first}=FOLDER ({_LIST})."
+        )
+    return tuple(
+        load(
+            name,
+            folders.get(name, ""),
+            pool=pools.get(name, ""),
+            norm=norms.get(name, ""),
+            um_per_px=_number(scales.get(name)),
+            patch_um=section.patch_um,
+        )
+        for name in names
+    )
+
+
+def by_name(field: str, value: Any, names: Sequence[str]) -> dict[str, str]:
+    """A field of `config.encoder` that is said of single encoders, by their names.
+
+    Args:
+      field: its name.
+      value: VALUE, where it can be of one encoder only; or NAME=VALUE, several with commas between.
       names: of the encoders.
 
     Raises:
       InputError: it says so in another way.
     """
-    parts = [part.strip() for part in (value.split(",") if isinstance(value, str) else value)]
-    parts = [part for part in parts if part]
-    needy = [name for name in names if name not in BUILT_IN] or list(names[:1])
+    value = value if isinstance(value, list | tuple) else str(value).split(",")
+    parts = [part.strip() for part in value if part.strip()]
+    meant = [name for name in names if name not in BUILT_IN] or [*set(names) - {STAIN_TEXTURE}]
     pairs = dict(part.split("=", 1) for part in parts if part.partition("=")[0] in names)
     if len(pairs) == len(parts):
         return pairs
-    if len(parts) == 1 and len(needy) == 1:
-        return {needy[0]: parts[0]}
+    if len(parts) == 1 and len(meant) == 1:
+        return {meant[0]: parts[0]}
     raise InputError(
-        "config.encoder.weights must be FOLDER, where one encoder needs one, or NAME=FOLDER for "
-        f"each with commas between, names of {', '.join(names)}; found {value!r}."
+        f"config.encoder.{field} must be VALUE, where it can be of one network only, or NAME=VALUE "
+        f"for each with commas between, of the names {', '.join(names)} in config.encoder.name; "
+        f"found {','.join(value)!r}."
     )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError as error:
+        raise InputError(
+            f"config.encoder.um_per_px must be a number, or NAME=NUMBER, found {text!r}."
+        ) from error
 
 
 def _check_choice(field: str, value: str, choices: Sequence[str] | Mapping) -> None:

@@ -42,7 +42,7 @@ def params(tensors: Tensors, where: str, stages: int = STAGES) -> Params:
     """
     later = (f"layer{stage}" for stage in range(stages + 1, STAGES + 1))
     unused = rf".*\.num_batches_tracked|({'|'.join(('fc', *later))})\..*"
-    return folded(tensors, _layers(tensors, stages), _EPS, unused, where)
+    return folded(tensors, layers(tensors, stages), _EPS, unused, where)
 
 
 def kind(tensors: Tensors) -> str:
@@ -58,7 +58,8 @@ def width(params: Params) -> int:
     return len(last.bias)
 
 
-def _layers(tensors: Tensors, stages: int) -> Iterator[Layer]:
+def layers(tensors: Tensors, stages: int) -> Iterator[Layer]:
+    """The convolutions of the first stages, in their order; blocks are told by tensors' names."""
     convs = {name.removesuffix(".weight") for name in tensors}
     width = before = (*np.shape(tensors.get("conv1.weight")), 64)[0]
     yield Layer("conv1", "bn1", (width, 3, 7, 7))

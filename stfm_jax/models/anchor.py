@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +25,11 @@ class Anchor(Method):
     draws_as = "anchor_residual"
     Settings = STFlowSettings
     State = State
+
+    def narrowed(self, state: State, kept: Sequence[int]) -> State:
+        fitted = state.fitted
+        transform, anchor = regression.narrowed(fitted.transform, fitted.anchor, kept)
+        return state._replace(fitted=fitted._replace(transform=transform, anchor=anchor))
 
     def needed(self, state: State) -> State:
         return state._replace(params={}, epochs=0)

@@ -31,6 +31,9 @@ class Mean(Method):
         y = [expression(c.slide, genes.scored, self.settings.normalization) for c in cases]
         return State(np.concatenate(y).mean(axis=0))
 
+    def narrowed(self, state: State, kept: Sequence[int]) -> State:
+        return state
+
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         spans = feature_store.spans(case.slide.num_spots)
         return Prediction((at, np.tile(state.mean, (len(at), 1))) for at in spans)

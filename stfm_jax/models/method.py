@@ -130,6 +130,18 @@ class Method:
         """
         raise NotImplementedError
 
+    def narrowed(self, state: Any, kept: Sequence[int]) -> Any:
+        """The state for slides that lack the features of some of its encoders.
+
+        Args:
+          state: fitted to the features of several encoders.
+          kept: numbers of those that are there, ascending.
+
+        Raises:
+          NotApplicable: the method stands on all of them together.
+        """
+        raise NotApplicable(f"{self.name} sees the features of its encoders together")
+
     def needed(self, state: Any) -> Any:
         """The state without what `predict` does not look at, for those that it is passed on to."""
         return state

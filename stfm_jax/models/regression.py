@@ -55,7 +55,7 @@ class Fit(NamedTuple):
     """A regressor and how it was chosen."""
 
     regressor: regressors.Regressor
-    choice: regressors.Choice
+    choice: regressors.Choice | regressors.Choices
 
 
 class State(NamedTuple):
@@ -63,7 +63,7 @@ class State(NamedTuple):
 
     transform: feature_ops.FeatureTransform
     regressor: regressors.Regressor
-    choice: regressors.Choice
+    choice: regressors.Choice | regressors.Choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +90,20 @@ class Regression(Method):
     def individual_data(self, state: State) -> dict[str, str]:
         return within("regressor", regressors.individual_data(state.regressor))
 
-    def hyperparameters(self, state: State) -> dict[str, float]:
-        return state.choice._asdict()
+    def hyperparameters(self, state: State) -> dict[str, Any]:
+        choice = state.choice
+        if isinstance(choice, regressors.Choices):
+            return {f"encoder_{i}": each._asdict() for i, each in choice.of.items()}
+        return choice._asdict()
+
+    def narrowed(self, state: State, kept: Sequence[int]) -> State:
+        transform, regressor = narrowed(state.transform, state.regressor, kept)
+        choice = regressors.narrowed(state.choice, kept, list(regressor.columns.values()))
+        return State(transform, regressor, choice)
 
     def bytes_needed(self, state: State, num_spots: int, request: Request) -> int:
         """Principal components, which neighbourhoods are averaged from, and the prediction."""
-        components, g = state.transform.components.shape[1], len(state.regressor.bias)
+        components, g = state.transform.components.shape[1], regressors.num_genes(state.regressor)
         return (1 << 28) + 4 * num_spots * (components + 3 * g)
 
 
@@ -115,7 +123,9 @@ def seen_of(
     """What a regression of some genes on some slides is fitted to."""
     scaling = settings.standardize, settings.components, seed
     transform = once(
-        lambda: feature_ops.fit_transform([s.features for s in slides], *scaling),
+        lambda: feature_ops.fit_transform(
+            [s.features for s in slides], *scaling, slides[0].widths
+        ),
         slides, "transform", scaling,
     )  # fmt: skip
     seen = scaling, settings.context if around else None
@@ -140,7 +150,8 @@ def fitted(kind: str, slides: Sequence[Slide], seen: Seen, once: Once = compute)
 
     def make() -> Fit:
         x, y = seen.pooled
-        choice = regressors.choose(kind, x, y, seen.groups, seen.seed)
+        columns = feature_ops.columns_of(seen.transform, x.shape[1])
+        choice = regressors.choose_each(kind, x, y, seen.groups, columns, seen.seed)
         return Fit(regressors.fit(kind, x, y, choice, seen.seed), choice)
 
     return once(make, slides, "fit", kind, seen.key)
@@ -152,6 +163,14 @@ def unseen(kind: str, slides: Sequence[Slide], seen: Seen, fit: Fit, once: Once 
         lambda: regressors.out_of_fold(kind, *seen.pooled, seen.groups, fit.choice, seen.seed),
         slides, "unseen", kind, seen.key,
     )  # fmt: skip
+
+
+def narrowed(transform, regressor: regressors.Mean, kept: Sequence[int]):
+    """Both for slides with the features of some encoders only; see `Method.narrowed`."""
+    scales = len(regressor.columns["0"]) // int(transform.axes[0])
+    transform = feature_ops.narrowed(transform, kept)
+    columns = feature_ops.columns_of(transform, scales * transform.components.shape[1])
+    return transform, regressors.narrowed(regressor, kept, columns)
 
 
 def features_of(settings: RegressionSettings, transform, slide: Slide, around: bool) -> np.ndarray:

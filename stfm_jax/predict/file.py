@@ -7,7 +7,6 @@ from typing import Any
 
 from stfm_jax.models.method import SPLIT, STACK
 from stfm_jax.predict import slide, split, stack
-from stfm_jax.problems.table import problem_of
 from stfm_jax.store import Model
 
 
@@ -22,10 +21,9 @@ def predict_file(config: Any, model: Model, folder: Path) -> None:
     Raises:
       InputError: options, files, or what they hold.
     """
-    encoder = problem_of(config, [model.method]).encoder
     if model.method.problem == SPLIT:
-        split.run(config, model, folder, encoder)
+        split.run(config, model, folder)
     elif STACK in model.method.needs:
         stack.run(model, stack.read_input(config, model), config, folder)
     else:
-        slide.predict(model, slide.read_input(config, encoder, model), config, folder)
+        slide.predict(*slide.read_input(config, model), config, folder)

@@ -6,7 +6,6 @@ what is held.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,17 @@ import numpy as np
 import pandas as pd
 
 import stfm_jax
-from stfm_jax.data import embeddings
-from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.readers import h5ad, h5ad_counts
 from stfm_jax.data.slide import Slide
-from stfm_jax.encoders.embed import Encoder, embed
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request, Section, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
-from stfm_jax.predict import budget
+from stfm_jax.predict import budget, features
 from stfm_jax.predict.draw_store import DrawStore
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
-from stfm_jax.store import Model, check_features
+from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
 QUANTILES = {"q10": 0.1, "q90": 0.9}
@@ -39,8 +35,8 @@ NUMBERS_AT_ONCE = 1 << 24  # of draws whose spread is computed together
 SHOWN = 50_000  # spots of a map
 
 
-def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
-    """The slide to predict, with features of the encoder the model was trained on.
+def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
+    """The slide to predict, with features of the model's encoders, and the model for these.
 
     Raises:
       InputError: no input, features of another encoder or width, or neither features nor image.
@@ -54,18 +50,18 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
         um_per_px=options.um_per_px,
     )
     if options.embeddings:
-        slide = embeddings.align(slide, embeddings.open_stored(options.embeddings))
+        slide = features.with_embeddings(slide, options.embeddings)
     folder = Path(options.output).parent
     budget.check(model, slide, request_of(model, config), folder, embeds=bool(options.image))
     if options.image:
-        slide = embedded_image(slide, config, encoder)
+        slide = features.with_image(slide, config, model)
     if slide.features is None:
         raise InputError(
             f"{slide.where}: has no features in obsm[{options.features_key!r}]; add the embedding "
             f"of {model.encoder or 'the encoder the model was trained on'}, give a file of them by "
             "--config.predict.embeddings, or the H&E image by --config.predict.image."
         )
-    check_features(model, slide)
+    model, slide = features.arranged(model, slide)
     if not slide.encoder:
         _LOG.warning(
             "%s: does not say which encoder made its features (uns['encoder']); taking them to be "
@@ -74,7 +70,7 @@ def read_input(config: Any, encoder: Encoder | None, model: Model) -> Slide:
             model.encoder or "the model's encoder",
         )
     model.method.check_input(slide)
-    return slide
+    return model, slide
 
 
 def request_of(model: Model, config: Any, index: int = 0) -> Request:
@@ -106,27 +102,6 @@ def check_options(options: Any) -> None:
             f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
             f"{options.draws}."
         )
-
-
-def embedded_image(slide: Slide, config: Any, encoder: Encoder | None) -> Slide:
-    """The slide with features of `predict.image`."""
-    if encoder is None:
-        raise InputError(
-            f"--config.predict.image: the model uses features of {config.encoder.name!r}, which "
-            "is not built in; embed the slide with it and store them in obsm['features']."
-        )
-    if slide.spatial_unit != "pixel":
-        raise InputError(
-            f"{slide.where}: coordinates must be pixels of the image to be embedded from it, found "
-            "micrometres; store pixels in obsm['spatial'] and uns['um_per_px']."
-        )
-    um_per_px = float(
-        np.linalg.norm(np.ptp(slide.coords_um, axis=0))
-        / np.linalg.norm(np.ptp(slide.coords_in, axis=0))
-    )
-    patches = ImagePatches(config.predict.image, slide.coords_in, um_per_px)
-    slide = dataclasses.replace(slide, patches=patches)
-    return dataclasses.replace(slide, features=embed(slide, encoder), encoder=encoder.name)
 
 
 def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:

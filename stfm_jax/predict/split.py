@@ -33,11 +33,12 @@ from stfm_jax.ops import metrics, simplex
 from stfm_jax.plots import slides as plots
 from stfm_jax.plots import split as split_plots
 from stfm_jax.predict import budget
-from stfm_jax.predict.slide import check_options, embedded_image
+from stfm_jax.predict.features import arranged, with_image
+from stfm_jax.predict.slide import check_options
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
-from stfm_jax.store import Model, check_features
+from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
 GENES_SHOWN = 3
@@ -46,7 +47,7 @@ _VARIES = 1e-12  # variance, in units of 1 + the mean square, above what roundin
 ROWS = 65_536  # children of which indices are written, and counts compared, at a time
 
 
-def run(config: Any, model: Model, checkpoint: Path, encoder: Any = None) -> None:
+def run(config: Any, model: Model, checkpoint: Path) -> None:
     """Reads, splits, writes `config.predict.output`, and a map beside it (same name, .png).
 
     The file holds the mean in `X` [n, g], which adds up to the parents' counts; draws in
@@ -56,7 +57,7 @@ def run(config: Any, model: Model, checkpoint: Path, encoder: Any = None) -> Non
     Raises:
       InputError: options, files, or what they hold; the disk is too small.
     """
-    pair = read_input(config, model, encoder)
+    pair = read_input(config, model)
     options, output = config.predict, Path(config.predict.output)
     genes = np.flatnonzero(pair.low.counts.sum(axis=0).A1 > 0)
     if not len(genes):
@@ -90,7 +91,7 @@ def _predicted(model: Model, pair: Pair, request: Request) -> Iterable[Split]:
         raise InputError(f"{model.method.name} cannot be used here: {lack}") from lack
 
 
-def read_input(config: Any, model: Model, encoder: Any) -> Pair:
+def read_input(config: Any, model: Model) -> Pair:
     """The parents to split and their children: of `predict.children`, or of the parents' lattice.
 
     Raises:
@@ -109,14 +110,14 @@ def read_input(config: Any, model: Model, encoder: Any) -> Pair:
         return pair
     high = pair.high
     if options.image:
-        high = embedded_image(high, config, encoder)
+        high = with_image(high, config, model)
     if high.features is None:
         raise InputError(
             f"{high.where}: the model sees the children's images; give the slide's by "
             "--config.predict.image, or embeddings in obsm['features'] of "
             "--config.predict.children."
         )
-    check_features(model, high)
+    _, high = arranged(model, high)
     return Pair(pair.low, high, pair.parent)
 
 

@@ -28,8 +28,9 @@ from stfm_jax.plots import stack as stack_plots
 from stfm_jax.plots import stack_html
 from stfm_jax.predict import slide as predict
 from stfm_jax.predict import volume, why
+from stfm_jax.predict.features import arranged
 from stfm_jax.runtime.files import write_csv
-from stfm_jax.store import Model, check_features
+from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
 MAPPED = 2  # genes of which a picture through the stack is drawn
@@ -83,8 +84,7 @@ def read_input(config: Any, model: Model) -> StackInput:
         )
     slides = stack.spaced(slides, config.data.section_spacing_um)
     (sections,) = stack.stacks(slides).values()
-    for slide in sections:
-        _check(model, slide)
+    sections = [_checked(model, slide) for slide in sections]
     asked = _asked_why(options.why, sections)
     placed, _ = stack.registered(sections, config.stack.registration, config.stack.flips)
     return StackInput(placed, counts, asked)
@@ -119,13 +119,14 @@ def _to_generate(
     return out, had
 
 
-def _check(model: Model, slide: Slide) -> None:
+def _checked(model: Model, slide: Slide) -> Slide:
+    """The slide with the features that the model sees."""
     if slide.features is None:
         raise InputError(
             f"{slide.where}: has no features; every section of the stack needs the embedding of "
             f"{model.encoder or 'the encoder the model was trained on'} in obsm."
         )
-    check_features(model, slide)
+    _, slide = arranged(model, slide)
     model.method.check_input(slide)
     if slide.counts is not None:
         try:
@@ -136,6 +137,7 @@ def _check(model: Model, slide: Slide) -> None:
                 "the model; give it without counts to have it generated from the other sections. "
                 f"({error})"
             ) from error
+    return slide
 
 
 def run(model: Model, given: StackInput, config: Any, checkpoint: Path) -> None:

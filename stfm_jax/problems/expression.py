@@ -72,9 +72,8 @@ class Expression(Problem):
         return any(EMBEDDING in method.needs for method in self.methods)
 
     def read(self) -> Dataset:
-        settings, encoder = self.settings, self.config.encoder
-        precomputed = encoder.name if self.encoder is None and encoder.dir else None
-        dataset = datasets.load(self.config.data, encoder.dir or None, precomputed)
+        settings = self.settings
+        dataset = datasets.load(self.config.data, self.config.encoder.dir, self.precomputed)
         if self.stacked:
             slides = stack.spaced(dataset.all, settings.section_spacing_um)
             dataset = dataset.with_slides(slides)
@@ -125,8 +124,8 @@ class Expression(Problem):
 
     def write_inputs(self, dataset: Dataset, workdir: Path, cache: Path) -> None:
         unseen = datasets.unseen(self.config.data)
-        if unseen and self.encoder is not None:
-            unseen = embedded(unseen, self.encoder, cache)
+        if unseen and self.encoders:
+            unseen = embedded(unseen, self.encoders, cache)
         if not self.stacked:
             for i, slide in enumerate(unseen):
                 h5ad.write(slide, workdir / ("slide.h5ad" if i == 0 else f"slide_{i}.h5ad"))
@@ -145,7 +144,7 @@ class Expression(Problem):
         train, settings = [case.slide for case in cases.train], StackSettings.of(self.config)
         scaling = settings.seen.standardize, settings.seen.components
         # Of one seed whatever the config's: fits of all seeds are scored by the same truth.
-        transform = fit_transform([slide.features for slide in train], *scaling, seed=0)
+        transform = fit_transform([s.features for s in train], *scaling, 0, train[0].widths)
         expr = [expression(s, cases.scored, settings.seen.normalization) for s in train]
         copies = []
         for case in cases.test:

@@ -7,6 +7,7 @@ over finer spots). The runner (`stfm_jax.experiment`) does folds and methods for
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 
 from stfm_jax.data.datasets import Dataset, Fold
 from stfm_jax.data.slide import Slide, feature_width
-from stfm_jax.encoders.embed import BUILT_IN, Encoder
+from stfm_jax.encoders import loading
+from stfm_jax.encoders.encoder import Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Method, encoder_of
 from stfm_jax.settings import Settings
@@ -72,13 +74,21 @@ class Problem(ABC):
         """Whether features are needed at all."""
         return True
 
+    @functools.cached_property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """Those that embed here; none where embeddings are given, or no image is seen.
+
+        Raises:
+          InputError: as `loading.load`; some are to embed here, and some are not.
+        """
+        return loading.of_config(self.config.encoder) if self.sees_images else ()
+
     @property
-    def encoder(self) -> Encoder | None:
-        """The built-in encoder, None where embeddings are given, or no image is seen."""
-        name = self.config.encoder.name
-        if name not in BUILT_IN or not self.sees_images:
-            return None
-        return Encoder(name, self.config.encoder.patch_um)
+    def precomputed(self) -> str | None:
+        """Name of the encoder whose embeddings lie in `encoder.dir`; None where none do."""
+        encoder = self.config.encoder
+        there = encoder.dir and encoder.name not in loading.BUILT_IN and not self.encoders
+        return encoder.name if there else None
 
     @abstractmethod
     def read(self) -> Dataset:
@@ -174,8 +184,9 @@ def check_features(slides: Sequence[Slide]) -> None:
         if slide.features is None:
             raise InputError(
                 f"{slide.where}: has no features. Set --config.encoder.name to a built-in encoder, "
-                "or give the folder of precomputed embeddings by --config.encoder.dir; a data set "
-                "of --mode=export must be exported with features."
+                "or give the weights of another by --config.encoder.weights, or the folder of "
+                "precomputed embeddings by --config.encoder.dir; a data set of --mode=export must "
+                "be exported with features."
             )
     feature_width(slides)
     encoder_of(slides)

@@ -112,15 +112,14 @@ class SplitProblem(Problem):
 
     def read(self) -> Dataset:
         settings, config = self.settings, self.config
-        stored = config.encoder.dir if settings.image and self.encoder is None else ""
-        name = config.encoder.name if stored else None
+        name = self.precomputed if settings.image else None
         simulated = settings.simulated_seeds
         if simulated and config.data.folds != "auto":
             raise InputError(
                 "with config.srast.simulated_seeds every slide is tested and none trained on, "
                 f"found config.data.folds={config.data.folds}; leave one of the two out."
             )
-        dataset = datasets.load(config.data, stored or None, name, trained_on=not simulated)
+        dataset = datasets.load(config.data, config.encoder.dir, name, trained_on=not simulated)
         if simulated:
             dataset = _with_simulated(dataset, config.data.tissue, simulated)
         for slide in dataset.all:

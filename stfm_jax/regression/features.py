@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import block_diag
 from scipy.spatial import cKDTree
 from sklearn.decomposition import PCA
 
@@ -27,18 +28,27 @@ class FeatureTransform(NamedTuple):
     mean: np.ndarray  # [f]
     std: np.ndarray  # [f]
     components: np.ndarray  # [f, p] principal axes of the standardised features
+    widths: np.ndarray | None = None  # [e] features of each encoder, where there are several
+    axes: np.ndarray | None = (
+        None  # [e] principal axes of each, which are 0 at the others' features
+    )
 
 
 def fit_transform(
-    features: Sequence[np.ndarray], standardize: str, num_components: int, seed: int = 0
+    features: Sequence[np.ndarray],
+    standardize: str,
+    num_components: int,
+    seed: int = 0,
+    widths: Sequence[int] = (),
 ) -> FeatureTransform:
     """Fits scaling and principal axes on the features of the training slides.
 
     Args:
       features: per slide [n_i, f].
       standardize: "slide" (each by itself) or "training" (all by the training moments).
-      num_components: axes kept, at most f and the number of spots.
+      num_components: axes kept, at most f and the number of spots; of each encoder, of several.
       seed: of the axes, where features are so wide that they are found by random projections.
+      widths: how many of the f each encoder has, where there are several.
     """
     if standardize not in STANDARDIZATIONS:
         raise InputError(
@@ -54,11 +64,58 @@ def fit_transform(
         np.zeros((f, 0), np.float32),
     )
     standardized = np.concatenate([standardized_features(transform, x) for x in features])
-    p = min(num_components, f, len(standardized) - 1)
-    many = len(standardized) > 10 * f  # spots: the eigenvectors of the covariance are cheaper
+    if not len(widths):
+        return transform._replace(components=_axes(standardized, num_components, seed))
+    parts = [_axes(part, num_components, seed) for part in _split(standardized, widths)]
+    return transform._replace(
+        components=block_diag(*parts),
+        widths=np.array(widths, np.int32),
+        axes=np.array([part.shape[1] for part in parts], np.int32),
+    )
+
+
+def _axes(standardized: np.ndarray, num_components: int, seed: int) -> np.ndarray:
+    """Principal axes [f, p] of standardised features [n, f]."""
+    n, f = standardized.shape
+    p = min(num_components, f, n - 1)
+    many = n > 10 * f  # spots: the eigenvectors of the covariance are cheaper
     solver = "covariance_eigh" if many else "full" if f <= 2048 else "randomized"
     pca = PCA(p, svd_solver=solver, random_state=seed)
-    return transform._replace(components=pca.fit(standardized).components_.T.astype(np.float32))
+    return pca.fit(standardized).components_.T.astype(np.float32)
+
+
+def _split(values: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    """Columns of `values` in parts of these widths."""
+    return np.split(values, np.cumsum(widths)[:-1], axis=-1)
+
+
+def columns_of(transform: FeatureTransform, num_features: int) -> list[np.ndarray]:
+    """Which of the features that are seen [n, num_features] each encoder has; [] of one encoder.
+
+    Seen are its principal components, or these and their means over neighbourhoods, in which every
+    encoder's lie side by side.
+    """
+    if transform.axes is None:
+        return []
+    scales = num_features // transform.components.shape[1]
+    own = np.arange(num_features).reshape(scales, -1)
+    return [part.ravel() for part in _split(own, transform.axes)]
+
+
+def narrowed(transform: FeatureTransform, kept: Sequence[int]) -> FeatureTransform:
+    """For slides with the features of some encoders only, `kept` of those it was fitted to."""
+    rows, axes = (
+        np.concatenate([_split(np.arange(sizes.sum()), sizes)[i] for i in kept])
+        for sizes in (transform.widths, transform.axes)
+    )
+    return FeatureTransform(
+        transform.per_slide,
+        transform.mean[rows],
+        transform.std[rows],
+        transform.components[np.ix_(rows, axes)],
+        transform.widths[list(kept)],
+        transform.axes[list(kept)],
+    )
 
 
 def standardized_features(

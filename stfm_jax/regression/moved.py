@@ -63,7 +63,7 @@ def residuals_seen(
     x: Sequence[np.ndarray],
     y: Sequence[np.ndarray],
     coords: Sequence[np.ndarray],
-    choice: regressors.Choice | None,
+    choice: regressors.Choice | regressors.Choices | None,
     seed: int,
 ) -> Callable[[int], list[np.ndarray]]:
     """i -> residuals [n_j, g] of every training slide j as slide i may see them.

@@ -7,8 +7,8 @@ out-of-fold predictions an anchored model is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -44,7 +44,14 @@ class Kernel(NamedTuple):
     bias: np.ndarray  # [g]
 
 
-Regressor = Linear | Kernel
+class Mean(NamedTuple):
+    """The mean of several regressors, each on columns of its own [ours]: one for each encoder."""
+
+    of: dict[str, Linear | Kernel]  # by number, from "0"
+    columns: dict[str, np.ndarray]  # of the features, by the same
+
+
+Regressor = Linear | Kernel | Mean
 
 
 class Choice(NamedTuple):
@@ -55,6 +62,13 @@ class Choice(NamedTuple):
     score: float  # mean gene-wise Pearson over the left-out groups
 
 
+class Choices(NamedTuple):
+    """Hyperparameters of a `Mean`."""
+
+    of: dict[str, Choice]
+    columns: dict[str, np.ndarray]
+
+
 def constant(mean: np.ndarray, num_features: int) -> Linear:
     """Predicts mean [g] everywhere."""
     return Linear(np.zeros((num_features, len(mean)), np.float32), np.asarray(mean, np.float32))
@@ -62,6 +76,9 @@ def constant(mean: np.ndarray, num_features: int) -> Linear:
 
 def predict(regressor: Regressor, x: np.ndarray) -> np.ndarray:
     """Expression [n, g] float32 of features [n, f]; linear time and blockwise memory."""
+    if isinstance(regressor, Mean):
+        parts = (predict(part, x[:, regressor.columns[i]]) for i, part in regressor.of.items())
+        return sum(parts) / np.float32(len(regressor.of))
     out = np.empty((len(x), len(regressor.bias)), np.float32)
     for i in range(0, len(x), BLOCK):
         block = slice(i, i + BLOCK)
@@ -80,6 +97,9 @@ def individual_data(regressor: Regressor) -> dict[str, str]:
     """What a regressor holds of single training spots, by field; see `models.method.Method`."""
     if isinstance(regressor, Linear):
         return {}
+    if isinstance(regressor, Mean):
+        parts = regressor.of.items()
+        return {f"of/{i}/{k}": v for i, part in parts for k, v in individual_data(part).items()}
     (m, f), g = regressor.landmarks.shape, len(regressor.bias)
     return {
         "landmarks": f"features of {m} single training spots, {f} numbers each",
@@ -90,11 +110,57 @@ def individual_data(regressor: Regressor) -> dict[str, str]:
     }
 
 
-def fit(kind: str, x: np.ndarray, y: np.ndarray, choice: Choice, seed: int = 0) -> Regressor:
-    """Fits "ridge" or "kernel" to features [n, f] and expression [n, g]."""
+def num_genes(regressor: Regressor) -> int:
+    """Genes that it predicts."""
+    first = regressor.of["0"] if isinstance(regressor, Mean) else regressor
+    return len(first.bias)
+
+
+def narrowed(fitted: Mean | Choices, kept: Sequence[int], columns: Sequence[np.ndarray]):
+    """Some of the regressors (or of their hyperparameters), on other columns.
+
+    Args:
+      fitted: of several encoders.
+      kept: numbers of those that stay.
+      columns: theirs.
+    """
+    of = {str(new): fitted.of[str(old)] for new, old in enumerate(kept)}
+    return type(fitted)(of, {str(i): columns[i] for i in range(len(kept))})
+
+
+def fit(
+    kind: str, x: np.ndarray, y: np.ndarray, choice: Choice | Choices, seed: int = 0
+) -> Regressor:
+    """Fits "ridge" or "kernel" to features [n, f] and expression [n, g]; a `Mean` of several."""
+    if isinstance(choice, Choices):
+        at = choice.columns
+        of = {i: fit(kind, x[:, at[i]], y, each, seed) for i, each in choice.of.items()}
+        return Mean(of, dict(at))
     if kind == "ridge":
         return next(_ridge_path(x, y, [choice.alpha]))
     return next(_kernel_path(x, y, [choice.alpha], choice.gamma, seed))
+
+
+def each(regressor: Regressor, change: Callable[[Any], Any]) -> Regressor:
+    """The regressor changed; of a `Mean`, every part."""
+    if isinstance(regressor, Mean):
+        return Mean({i: change(part) for i, part in regressor.of.items()}, regressor.columns)
+    return change(regressor)
+
+
+def choose_each(
+    kind: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    columns: Sequence[np.ndarray],
+    seed: int = 0,
+) -> Choice | Choices:
+    """`choose` on the columns of each encoder; on all where `columns` is empty."""
+    if not columns:
+        return choose(kind, x, y, groups, seed)
+    at = {str(i): part for i, part in enumerate(columns)}
+    return Choices({i: choose(kind, x[:, part], y, groups, seed) for i, part in at.items()}, at)
 
 
 def choose(kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int = 0) -> Choice:
@@ -130,7 +196,12 @@ def choose(kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: in
 
 
 def out_of_fold(
-    kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, choice: Choice, seed: int = 0
+    kind: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    choice: Choice | Choices,
+    seed: int = 0,
 ) -> np.ndarray:
     """Prediction [n, g] of each group by a regressor that never saw it."""
     prediction = np.zeros_like(y)

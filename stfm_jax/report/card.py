@@ -7,7 +7,7 @@ from typing import Any
 
 import stfm_jax
 from stfm_jax.encoders import known
-from stfm_jax.encoders.embed import BUILT_IN
+from stfm_jax.encoders.loading import STAIN_TEXTURE
 from stfm_jax.models.method import SPLIT, STACK
 from stfm_jax.report.tables import legend, text_table
 from stfm_jax.store import Model
@@ -88,16 +88,16 @@ def _encoder(model: Model) -> Iterator[str]:
     if not model.features:
         yield "None: it sees no image."
         return
-    name = f"`{model.encoder}`"
+    name = " and ".join(f"`{encoder}`" for encoder in model.encoders)
     yield f"{name if model.encoder else 'One that the data do not name'}, {model.features} features"
     yield "a spot. A slide to predict must be embedded by the same."
     yield ""
-    yield _terms(model.encoder)
+    yield from map(_terms, model.encoders)
 
 
 def _terms(encoder: str) -> str:
     """Licence and citation of an encoder by the name that the data gave it."""
-    if encoder.startswith(tuple(BUILT_IN)):
+    if encoder.startswith(STAIN_TEXTURE):
         return "Made by hand in stfm_jax, without weights: licence Apache-2.0."
     found = known.named(encoder)
     if found is None:

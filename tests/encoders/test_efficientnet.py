@@ -90,7 +90,7 @@ def test_pooling():
 def random_lite0(seed=0):
     """Tensors of the whole network."""
     rng = np.random.default_rng(seed)
-    layers = efficientnet._layers(efficientnet.LITE0)
+    layers = efficientnet.layers(efficientnet.LITE0)
     return {k: v for each in layers for k, v in random_layer(rng, *each).items()}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 
 import pytest
 
 from stfm_jax.encoders import known
+from stfm_jax.encoders.loading import BUILT_IN
 from stfm_jax.encoders.vit import Architecture
 
 ROWS = {row.name: row for row in known.TABLE}
@@ -88,3 +90,26 @@ def test_fields_of_view():
     assert ROWS["UNI"].field_um == 112
     assert ROWS["GigaPath"].field_um == 128
     assert ROWS["Lunit-S8"].field_um == 124
+
+
+def line(row: known.Known) -> str:
+    """A row as docs/encoders.md has it."""
+    name = row.shape if row.shape in BUILT_IN else re.sub(r"[^a-z0-9.]+", "-", row.name.lower())
+    images = row.preprocess
+    crop = f", central {images.crop}" if images.crop < images.resize else ""
+    cells = (
+        f"`{name}`",
+        row.pool or "mean of its map",
+        f"{images.resize} px{crop}, {images.interpolation}",
+        f"{row.um_per_px:.3g}",
+        row.licence + ", gated" * row.gated,
+        row.citation,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_lists_the_table():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "encoders.md"
+    text = page.read_text(encoding="utf-8").split("## Models that are known")[1]
+    _, *listed = [each for each in text.splitlines() if each.startswith("| `")]
+    assert listed == [line(row) for row in known.TABLE]

@@ -17,6 +17,7 @@ from encoder_folders import SMALL
 from numpy_cnn import random_layer
 from PIL import Image
 
+from configs import base
 from stfm_jax import encoders
 from stfm_jax.encoders import efficientnet, known, loading, stain_texture, weights
 from stfm_jax.encoders.networks import Vit
@@ -270,16 +271,43 @@ def test_names_that_are_none(value):
         ("/m/a=b", ("uni",), {"uni": "/m/a=b"}),
     ],
 )
-def test_weights(value, names, expected):
-    assert loading.weights_of(value, names) == expected
+def test_fields_of_single_encoders(value, names, expected):
+    assert loading.by_name("weights", value, names) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "names"), [("/m/a,/m/b", ("a", "b")), ("c=/m", ("a", "b")), ("/m", ("a", "b"))]
+    ("value", "names"),
+    [
+        ("/m/a,/m/b", ("a", "b")),
+        ("c=/m", ("a", "b")),
+        ("/m", ("a", "b")),
+        ("/m", ("stain_texture",)),
+    ],
 )
-def test_weights_of_no_one(value, names):
-    with pytest.raises(InputError, match=r"must be FOLDER, .* or NAME=FOLDER for each"):
-        loading.weights_of(value, names)
+def test_fields_of_no_one(value, names):
+    with pytest.raises(InputError, match=r"weights must be VALUE, .* or NAME=VALUE for each"):
+        loading.by_name("weights", value, names)
+
+
+def test_of_a_config(tmp_path):
+    one, two = folders.timm_vit(tmp_path / "one"), folders.timm_vit(tmp_path / "two", seed=1)
+    made = base.get_config().encoder
+
+    def of(**fields):
+        made.update(fields)
+        return loading.of_config(made)
+
+    assert [each.identity for each in of()] == ["stain_texture_400um"]
+    assert of(name="precomputed") == of(name="uni_v1") == ()
+    (first,) = of(name="a", weights=str(one), pool="cls_mean", um_per_px="2")
+    assert (first.pool, first.um_per_px) == ("cls_mean", (2.0,))
+    found = of(name="stain_texture,b,a", weights=f"a={one},b={two}", pool="a=cls", um_per_px="")
+    assert [each.name for each in found] == ["stain_texture", "b", "a"]
+    assert [each.sha256 for each in found[1:]] == [weights.digest(two), weights.digest(one)]
+    with pytest.raises(InputError, match=r"names 'c', .* --config.encoder.weights=c=FOLDER"):
+        of(name="stain_texture,b,c", weights=f"b={two}", pool="")
+    with pytest.raises(InputError, match=r"um_per_px must be a number, .* found 'x'"):
+        of(name="b", um_per_px="x")
 
 
 @pytest.mark.parity

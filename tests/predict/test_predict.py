@@ -54,8 +54,8 @@ def configured(trained, folder, **overrides):
 
 def predicted(trained, model, folder, change=lambda slide: slide, **overrides):
     config = configured(trained, folder, **overrides)
-    slide = change(predict.read_input(config, None, model))
-    predict.predict(model, slide, config, folder / "model")
+    model, slide = predict.read_input(config, model)
+    predict.predict(model, change(slide), config, folder / "model")
     return anndata.read_h5ad(folder / "out.h5ad")
 
 
@@ -80,7 +80,7 @@ def one_call(trained, model, tmp_path_factory):
 def test_blocks_are_what_prepare_gives(trained, model, monkeypatch, token_context):
     settings = dataclasses.replace(model.method.settings, token_context=token_context)
     flow, fitted = settings.flow(len(model.genes.targets)), model.state.fitted
-    slide = predict.read_input(configured(trained, trained.workdir), None, model)
+    _, slide = predict.read_input(configured(trained, trained.workdir), model)
     whole = flow.prepare(in_memory(slide), fitted)
     monkeypatch.setattr(feature_store, "BLOCK", 16)
     order = np.random.default_rng(0).permutation(slide.num_spots)
@@ -105,7 +105,7 @@ def test_chunks_and_blocks_give_what_one_call_does(
 
 def test_features_from_an_embedding_file(trained, model, one_call, chunked, tmp_path):
     """In another order than the slide's; spots without one are not predicted."""
-    slide = predict.read_input(configured(trained, tmp_path), None, model)
+    _, slide = predict.read_input(configured(trained, tmp_path), model)
     order = np.random.default_rng(0).permutation(slide.num_spots)
     some = slide.subset(order)
     path = tmp_path / "embedded.h5"
@@ -125,7 +125,7 @@ def test_features_from_an_embedding_file(trained, model, one_call, chunked, tmp_
     assert list(fewer.obs_names) == [b for b in slide.barcodes if b in some.barcodes[:40]]
     with pytest.raises(InputError, match=r"predict\.image or from --config\.predict\.embeddings"):
         read = configured(trained, tmp_path, **fields, predict__image="slide.jpg")
-        predict.read_input(read, None, model)
+        predict.read_input(read, model)
 
 
 def test_output_opens_backed_and_holds_the_spread_of_the_draws(trained, model, chunked, tmp_path):
@@ -139,7 +139,7 @@ def test_output_opens_backed_and_holds_the_spread_of_the_draws(trained, model, c
             assert dict(file[name].attrs) == {"encoding-type": "array", "encoding-version": "0.2.0"}
             assert file[name].dtype == np.float32
     config = configured(trained, tmp_path)
-    slide = predict.read_input(config, None, model)
+    _, slide = predict.read_input(config, model)
     request = predict.request_of(model, config)
     found = model.method.predict(model.state, Section(slide), request)
     draws = np.stack([gathered(draw, slide.num_spots) for draw in found.draws])
@@ -192,7 +192,7 @@ def too_large(message):
 def test_a_slide_that_does_not_fit_is_refused(trained, model, tmp_path, monkeypatch):
     """What is needed, what there is, which option needs less; and what it names would fit."""
     config = configured(trained, tmp_path, predict__draws=64)
-    slide = predict.read_input(config, None, model)
+    _, slide = predict.read_input(config, model)
 
     def asked(draws):
         return dataclasses.replace(predict.request_of(model, config), draws=draws)
@@ -211,7 +211,7 @@ def test_a_slide_that_does_not_fit_is_refused(trained, model, tmp_path, monkeypa
         check()
     check(draws=9)
     with pytest.raises(InputError, match=r"--config\.predict\.draws from 64 to 9"):
-        predict.read_input(config, None, model)
+        predict.read_input(config, model)
     monkeypatch.setattr(whole_slide, "pays", lambda spots: spots > 10)
     check()  # draws are not held
     with too_large(r"--config\.predict\.embeddings=FILE\.h5"):

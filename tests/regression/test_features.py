@@ -7,9 +7,11 @@ from stfm_jax.data import feature_store
 from stfm_jax.errors import InputError
 from stfm_jax.regression.features import (
     CLIP,
+    columns_of,
     context_features,
     context_reader,
     fit_transform,
+    narrowed,
     own_features,
     standardized_features,
     window_mean,
@@ -146,3 +148,35 @@ def test_context_turns_with_the_slide_and_permutes_with_the_spots():
     order = np.random.default_rng(0).permutation(81)
     permuted = context_features(transform, features[order], lattice()[order], (8, 20))
     np.testing.assert_allclose(permuted, base[order], atol=1e-4)
+
+
+def of_two_encoders(n=60):
+    rng = np.random.default_rng(5)
+    return [rng.normal(size=(n, 4)).astype(np.float32) * 3, rng.normal(size=(n, 7)) + 2]
+
+
+def test_axes_of_each_encoder_are_its_own():
+    one, two = of_two_encoders()
+    both = fit_transform([np.concatenate([one, two], axis=1)], "slide", 3, widths=(4, 7))
+    alone = [fit_transform([x], "slide", 3) for x in (one, two)]
+    assert both.components.shape == (11, 6) and list(both.axes) == [3, 3]
+    np.testing.assert_array_equal(both.components[:4, :3], alone[0].components)
+    np.testing.assert_array_equal(both.components[4:, 3:], alone[1].components)
+    assert not both.components[:4, 3:].any() and not both.components[4:, :3].any()
+    columns = columns_of(both, 12)
+    assert [list(part) for part in columns] == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
+    assert columns_of(alone[0], 12) == []
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_transform_of_one_encoder_of_two(kept):
+    parts = of_two_encoders()
+    both = fit_transform([np.concatenate(parts, axis=1)], "training", 3, widths=(4, 7))
+    alone = fit_transform([parts[kept]], "training", 3)
+    narrow = narrowed(both, [kept])
+    coords = np.random.default_rng(0).normal(size=(60, 2))
+    np.testing.assert_allclose(
+        context_features(narrow, parts[kept], coords, (9,)),
+        context_features(alone, parts[kept], coords, (9,)),
+        atol=1e-6,
+    )

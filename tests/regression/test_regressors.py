@@ -176,3 +176,33 @@ def test_groups_are_slides_or_blocks_of_one():
     centres = np.stack([coords[0][blocks == b].mean(axis=0) for b in range(5)])
     nearest = np.linalg.norm(coords[0][:, None] - centres[None], axis=-1).argmin(axis=1)
     np.testing.assert_array_equal(nearest, blocks)  # compact, not scattered
+
+
+@pytest.mark.parametrize("kind", ["ridge", "kernel"])
+def test_a_regressor_for_each_encoder_and_the_mean_of_what_they_say(kind):
+    x, y = problem()
+    new, groups = problem(33, seed=5)[0], np.arange(150) // 30
+    columns = [np.array([0, 3, 4]), np.array([1, 2, 5, 6, 7, 8, 9, 10, 11])]
+    choices = regressors.choose_each(kind, x, y, groups, columns)
+    both = regressors.fit(kind, x, y, choices)
+    singles, out = [], []
+    for part in columns:
+        choice = regressors.choose(kind, x[:, part], y, groups)
+        singles.append(regressors.fit(kind, x[:, part], y, choice))
+        out.append(regressors.out_of_fold(kind, x[:, part], y, groups, choice))
+    said = [regressors.predict(r, new[:, part]) for r, part in zip(singles, columns, strict=True)]
+    np.testing.assert_allclose(regressors.predict(both, new), np.mean(said, axis=0), rtol=1e-6)
+    unseen = regressors.out_of_fold(kind, x, y, groups, choices)
+    np.testing.assert_allclose(unseen, np.mean(out, axis=0), rtol=1e-6)
+    assert regressors.num_genes(both) == regressors.num_genes(singles[0]) == 4
+    assert len(regressors.individual_data(both)) == 2 * (2 if kind == "kernel" else 0)
+    second = regressors.narrowed(both, [1], [np.arange(9)])
+    np.testing.assert_array_equal(regressors.predict(second, new[:, columns[1]]), said[1])
+
+
+def test_one_encoder_is_chosen_for_as_ever():
+    x, y = problem()
+    groups = np.arange(150) // 30
+    assert regressors.choose_each("ridge", x, y, groups, []) == pytest.approx(
+        regressors.choose("ridge", x, y, groups), nan_ok=True
+    )

@@ -19,7 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from stfm_jax.data import feature_store
+from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
@@ -247,6 +247,7 @@ def _annotations(file: h5py.File, features_key: str) -> anndata.AnnData | None:
     obsm = {}
     for key, element in file.get("obsm", {}).items():
         needed = key in _PLACES or (key == features_key and isinstance(element, h5py.Group))
+        needed |= features_key not in file["obsm"] and key.startswith(f"{feature_blocks.KEY}_")
         obsm[key] = read_elem(element) if needed else np.empty((len(obs), 0))
     return anndata.AnnData(obs=obs, uns=read_elem(file["uns"]) if "uns" in file else {}, obsm=obsm)
 
@@ -315,6 +316,19 @@ def reading(path: str | Path, how_to_get: str = _GET) -> Iterator[None]:
         ) from error
 
 
+def _put_features(adata: anndata.AnnData, slide: Slide) -> None:
+    if not slide.widths:
+        adata.obsm[feature_blocks.KEY] = np.asarray(slide.features)
+        adata.uns["encoder"] = slide.encoder or ""
+        return
+    found = feature_blocks.by_encoder(slide)
+    keys = feature_blocks.keys(list(found))
+    for name, features in found.items():
+        adata.obsm[keys[name]] = features
+    start = f"{feature_blocks.KEY}_"
+    adata.uns["encoders"] = {key.removeprefix(start): name for name, key in keys.items()}
+
+
 def write(slide: Slide, path: str | Path) -> None:
     """Writes a slide as `read` takes it: raw counts in `X`, coordinates as they came in.
 
@@ -334,8 +348,7 @@ def write(slide: Slide, path: str | Path) -> None:
         extent = np.linalg.norm(np.ptp(slide.coords_in, axis=0))
         adata.uns["um_per_px"] = float(np.linalg.norm(np.ptp(slide.coords_um, axis=0)) / extent)
     if slide.features is not None:
-        adata.obsm["features"] = np.asarray(slide.features)
-        adata.uns["encoder"] = slide.encoder or ""
+        _put_features(adata, slide)
     for key in ("patient", "section", "parent"):
         if getattr(slide, key) is not None and len(getattr(slide, key)):
             adata.obs[key] = getattr(slide, key)

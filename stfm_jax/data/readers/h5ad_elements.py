@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stfm_jax.data import feature_blocks
 from stfm_jax.data.panel import gene_names, sum_duplicates
 from stfm_jax.data.slide import is_count
 from stfm_jax.errors import InputError
@@ -145,6 +146,22 @@ def embedding(adata: anndata.AnnData, key: str, where: str) -> np.ndarray | None
             f"{listed(adata.obsm)}; name the right one."
         )
     return None
+
+
+def embeddings_by_encoder(adata: anndata.AnnData, key: str, where: str) -> dict[str, np.ndarray]:
+    """Features [n, f] by encoder, of `obsm['features_<name>']`, where there are no others.
+
+    `uns['encoders']` has the encoders' whole names by those.
+    """
+    if key != feature_blocks.KEY or key in adata.obsm:
+        return {}
+    start, said = f"{key}_", adata.uns.get("encoders", {})
+    found = {}
+    for each in sorted(k for k in adata.obsm if str(k).startswith(start)):
+        name, values = each.removeprefix(start), adata.obsm[each]
+        features = numbers(values, f"obsm[{each!r}]", where).astype(np.float32)
+        found[str(said.get(name, name)) if isinstance(said, Mapping) else name] = features
+    return found
 
 
 def encoder(adata: anndata.AnnData) -> str | None:

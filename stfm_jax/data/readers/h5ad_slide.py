@@ -11,7 +11,7 @@ from typing import Literal
 import anndata
 import numpy as np
 
-from stfm_jax.data import feature_store
+from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -33,7 +33,8 @@ def slide_from_anndata(
 ) -> Slide:
     """The slide that an AnnData object holds.
 
-    Read: `obsm['spatial']` [n, 2]; `obsm[features_key]` [n, f] and `uns['encoder']`; counts;
+    Read: `obsm['spatial']` [n, 2]; `obsm[features_key]` [n, f] and `uns['encoder']`, or of several
+    encoders `obsm['features_<name>']` and `uns['encoders']`; counts;
     `obs['in_tissue']`, `obs['patient']`, `obs['section']`, `obs['parent']`; `z_um` in `obs` or
     `uns` (a number, or one for each section's name); `obsm['spatial3d']` [n, 3], places in the
     frame of the section's stack and its height, micrometres.
@@ -68,9 +69,12 @@ def slide_from_anndata(
     coords = elements.numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
     scale = elements.um_per_px(um_per_px, adata, where, fields) if unit == "pixel" else 1.0
     features = elements.embedding(adata, features_key, where) if features is None else features
+    several = {}
+    if features is None:
+        several = elements.embeddings_by_encoder(adata, features_key, where)
     counts, genes = _EXPRESSION[expression](adata, counts_layer, where)
     registered_um, z_um = elements.place(adata, where)
-    return Slide(
+    slide = Slide(
         name=name,
         barcodes=adata.obs_names.to_numpy().astype(str),
         coords_um=coords * scale,
@@ -87,6 +91,7 @@ def slide_from_anndata(
         parent=adata.obs["parent"].astype(str).to_numpy() if "parent" in adata.obs else None,
         source=source,
     )
+    return feature_blocks.joined(slide, several) if several else slide
 
 
 _EXPRESSION = {

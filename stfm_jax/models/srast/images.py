@@ -73,7 +73,11 @@ def fit(
     """
     slides = [pair.high for pair in pairs]
     transform = feature_ops.fit_transform(
-        [slide.features for slide in slides], reader.standardize, reader.components, seed
+        [slide.features for slide in slides],
+        reader.standardize,
+        reader.components,
+        seed,
+        slides[0].widths,
     )
     depth, depths = _fit_depth(reader, transform, slides, seed)
     slopes = [

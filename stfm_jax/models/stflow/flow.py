@@ -59,7 +59,7 @@ class TrainingSet:
 
     slides: list[PreparedSlide]
     fitted: Fitted
-    anchor_choice: regressors.Choice | None
+    anchor_choice: regressors.Choice | regressors.Choices | None
     residuals: np.ndarray  # [n, g] out-of-fold residuals of all training spots
 
 
