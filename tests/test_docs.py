@@ -99,6 +99,14 @@ def test_commands_name_what_there_is(page, tmp_path):
         assert made.returncode == 0, f"{given}: {made.stderr}"
 
 
+def test_the_method_that_is_shown_is_as_it_stands():
+    ((_, diff),) = (block for block in blocks("docs/adding_a_method.md") if block[0] == "diff")
+    (path,) = re.findall(r"^\+\+\+ b/(\S+/ridge_reduced\.py)$", diff, re.M)
+    added = diff.split(f"+++ b/{path}")[1].split("diff --git")[0]
+    shown = [line[1:] for line in added.splitlines() if line.startswith("+")]
+    assert shown == (tiny.REPOSITORY / path).read_text(encoding="utf-8").splitlines()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     """To files of the repository and to headings of its pages."""
