@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optional
 import pytest
 
+from stfm_jax.encoders import stain_texture
+
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 SMALL = ["--features=16", "--genes=6", "--width=8", "--blocks=1", "--repeats=1"]
 # What scripts outside the project read of every row.
@@ -133,8 +135,9 @@ def test_attention(rows_of):
 def test_embed(rows_of):
     rows = rows_of("embed", "--n=3", "--what=stain_texture,lunit-s16", "--impl=stfm")
     assert which(rows, "what", "impl", "n", "width") == {
-        ("stain_texture", "stfm", 3, 114), ("lunit-s16", "stfm", 3, 384)
-    }  # fmt: skip
+        ("stain_texture", "stfm", 3, len(stain_texture.feature_names())),
+        ("lunit-s16", "stfm", 3, 384),
+    }
 
 
 @pytest.mark.parity
