@@ -234,11 +234,12 @@ def test_real_sections_fit_and_their_genes_agree(tmp_path):
     from scipy.spatial import cKDTree
 
     from stfm_jax.data.expression import expression, most_variable_genes
-    from stfm_jax.encoders.embed import Encoder, embedded
+    from stfm_jax.encoders.embed import embedded
+    from stfm_jax.encoders.encoder import StainTexture
     from stfm_jax.ops.metrics import pearson
 
     slides = [her2st.read(ROOT, name) for name in ("C2", "C3", "C4")]
-    slides = embedded(slides, Encoder("stain_texture", 200.0), tmp_path)
+    slides = embedded(slides, [StainTexture(fields_um=(200.0,))], tmp_path)
     stack = align_stack([Section(s.name, s.coords_um, s.features) for s in slides])
     assert all(p.residual_um < 0.5 * PITCH and p.overlap > 0.9 for p in stack.pairs)
     assert all(np.linalg.det(a.motion.matrix) > 0 for a in stack.alignments)
