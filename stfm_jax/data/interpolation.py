@@ -16,8 +16,17 @@ from stfm_jax.data.lattice import Lattice, find_lattice
 _REACH = 3.0  # standard deviations that are looked at
 
 
+def spread(low_um: np.ndarray, high_um: np.ndarray, parent: np.ndarray) -> float:
+    """Mean square distance of children [n, 2] from their parents [P, 2] along an axis."""
+    return float(np.mean((high_um - low_um[parent]) ** 2))
+
+
 def gaussian(
-    low_um: np.ndarray, high_um: np.ndarray, parent: np.ndarray, sd_um: float
+    low_um: np.ndarray,
+    high_um: np.ndarray,
+    parent: np.ndarray,
+    sd_um: float,
+    spread_um2: float | None = None,
 ) -> sp.csr_matrix:
     """Mean over the tissue around by a Gaussian of its distance, [n, P]; rows sum to 1.
 
@@ -28,9 +37,12 @@ def gaussian(
       high_um: [n, 2] of the children.
       parent: [n] its row.
       sd_um: standard deviation.
+      spread_um2: of the children, see `spread`; of a part of a sample that of the whole: parents
+        that lie just where the Gaussian ends are then in or out alike.
     """
-    spread = np.mean((high_um - low_um[parent]) ** 2)
-    sd = np.sqrt(sd_um**2 + spread)
+    if spread_um2 is None:
+        spread_um2 = spread(low_um, high_um, parent)
+    sd = np.sqrt(sd_um**2 + spread_um2)
     near = cKDTree(high_um).sparse_distance_matrix(
         cKDTree(low_um), _REACH * sd, output_type="coo_matrix"
     )

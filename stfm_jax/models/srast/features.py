@@ -59,6 +59,13 @@ class Learned(NamedTuple):
     image: ImageSays | None = None
 
 
+class Scale(NamedTuple):
+    """Lengths of a sample as a whole."""
+
+    spacing_um: float  # of the parents
+    spread_um2: float  # of children about them
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """A pair, or a part of one, ready to be split."""
@@ -73,19 +80,30 @@ class Sample:
     places: np.ndarray  # [P] rows of its parents in the whole sample
 
 
-def sample(pair: Pair, learned: Learned, places: np.ndarray | None = None) -> Sample:
+def scale_of(pair: Pair) -> Scale:
+    """The lengths of a sample."""
+    low, high = pair.low.coords_um, pair.high.coords_um
+    return Scale(median_spacing(low), interpolation.spread(low, high, pair.parent))
+
+
+def sample(
+    pair: Pair, learned: Learned, scale: Scale | None = None, places: np.ndarray | None = None
+) -> Sample:
     """Prepares a pair; its children's counts are not looked at.
 
     Args:
       pair: a sample, or a part of one.
       learned: of the whole sample; its image's of the part's children.
+      scale: of the whole sample, where this is a part.
       places: [P] rows of the parents in the whole sample, where this is a part.
     """
     low, high = pair.low, pair.high
     z = latents.normed(learned.model, latents.latents(learned.model, low.counts, low.coords_um))
-    places_um, spacing = (low.coords_um, high.coords_um), median_spacing(low.coords_um)
+    spacing, spread = scale_of(pair) if scale is None else scale
     operators = {
-        str(width): interpolation.gaussian(*places_um, pair.parent, width * spacing)
+        str(width): interpolation.gaussian(
+            low.coords_um, high.coords_um, pair.parent, width * spacing, spread
+        )
         for width in WIDTHS
     }
     try:
@@ -155,10 +173,11 @@ def blocks(
     A large sample is prepared part by part, each with the tissue around that it depends on, and
     some genes at a time: what is held grows neither with the sample nor with the panel.
     """
+    scale = scale_of(pair)
     for core, parents in _parts(pair.low.coords_um):
         children = np.flatnonzero(_flags(parents, pair.low.num_spots)[pair.parent])
         image = learned.image and learned.image.of_children(children)
-        part = sample(pair.of_parents(parents), learned._replace(image=image), parents)
+        part = sample(pair.of_parents(parents), learned._replace(image=image), scale, parents)
         inside = np.flatnonzero(_flags(core, pair.low.num_spots)[parents])
         for first, last in _gene_ranges(np.diff(part.by_gene.indptr)[genes]):
             of_part, prepared = rows(part, inside, genes[first:last])
