@@ -74,7 +74,7 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
     if path.exists():
         _keep_up(opened.config, workdir)
         yield
-        _note_methods(opened.config.methods, path)
+        _note_methods(opened.config.methods, workdir)
         return
     experiment.check_folds(opened)
     existed = workdir.exists()
@@ -89,14 +89,13 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
         raise
 
 
-def _note_methods(methods: Iterable[str], path: Path) -> None:
+def _note_methods(methods: Iterable[str], workdir: Path) -> None:
     """Adds methods to a workdir's config: the last that came predicts where none is named."""
-    if not distributed.is_main():
-        return
-    stored = _completed(read_json(path), path)
-    new = [name for name in methods if name not in stored["methods"]]
+    config = read_config(workdir)
+    new = tuple(name for name in methods if name not in config.methods)
     if new:
-        write_json(path, stored | {"methods": [*stored["methods"], *new]})
+        config.methods += new
+        write_config(config, workdir)
 
 
 def _keep_up(config: ConfigDict, workdir: Path) -> None:

@@ -35,8 +35,8 @@ def share_of_draws(name: str) -> float:
     """How many numbers over draws must be what they were, of all.
 
     HoloTea's prior throws Poisson counts. At rates from 10 on JAX accepts a throw by its lgamma,
-    whose last bits are others in 0.12: of the 768 throws here 2 differ (rates of 39 and 13), all
-    gammas and uniforms are the same, and so is X. Spots near those two see them.
+    whose last bits are others in 0.12. So a few throws differ, and spots near them see it; gammas,
+    uniforms and X are the same.
     """
     return 1.0 if name != "holotea" or jax.__version__.startswith("0.10.") else 0.95
 

@@ -101,8 +101,7 @@ class Network(Encoder):
         size, waiting = _block()[0], None
         for some in spans(len(spots), size):
             at = spots[some]
-            padded = np.concatenate([at, np.repeat(at[-1:], size - len(at))])
-            views = [source.read(padded, field) for field in self.fields_um]
+            views = [_padded(source.read(at, field), size) for field in self.fields_um]
             computing = jnp.concatenate([self._start(view) for view in views], axis=1)
             if waiting is not None:
                 yield np.asarray(waiting[0])[: waiting[1]]
@@ -116,7 +115,7 @@ class Network(Encoder):
     def _computed(self, images: np.ndarray) -> np.ndarray:
         """Of at most a block; padded to whole batches."""
         more = -len(images) % min(_block()[1], _CPU_BATCH)
-        padded = np.concatenate([images, np.repeat(images[-1:], more, axis=0)])
+        padded = _padded(images, len(images) + more)
         return np.asarray(self._start(padded))[: len(images)]
 
     def _tell_of_coarse(self, source: PatchSource) -> None:
@@ -129,6 +128,11 @@ class Network(Encoder):
                 self.name,
                 finest,
             )
+
+
+def _padded(images: np.ndarray, size: int) -> np.ndarray:
+    """So many images, the last one repeated."""
+    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
 
 
 def _block() -> tuple[int, int]:
