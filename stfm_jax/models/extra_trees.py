@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from sklearn.ensemble import ExtraTreesRegressor
-
-from stfm_jax.models.forest import LEAF, TRIED, Forest
-from stfm_jax.models.regression import Seen, scaled
-from stfm_jax.regression import targets
-from stfm_jax.regression import trees as tree_ops
-
-TREES = 150
+from stfm_jax.models.forest import Forest, extra_trees
+from stfm_jax.models.regression import Seen
+from stfm_jax.regression.trees import Trees
 
 
 class ExtraTrees(Forest):
@@ -18,10 +13,5 @@ class ExtraTrees(Forest):
     name = "extra_trees"
     around = True
 
-    def grown(self, seen: Seen, seed: int) -> tree_ops.Trees:
-        seen, scale = scaled(seen)
-        forest = ExtraTreesRegressor(
-            TREES, min_samples_leaf=LEAF, max_features=TRIED, n_jobs=-1, random_state=seed
-        )
-        trees = tree_ops.of_forest(forest.fit(*seen.pooled))
-        return trees._replace(value=targets.back(trees.value, scale).astype(trees.value.dtype))
+    def grown(self, seen: Seen, seed: int) -> Trees:
+        return extra_trees(seen, seed)

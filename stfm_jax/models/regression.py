@@ -193,3 +193,13 @@ def feature_blocks(settings: RegressionSettings, transform, slide: Slide, around
     )
     for spots in feature_store.spans(slide.num_spots):
         yield spots, context(spots)
+
+
+def features_at(
+    settings: RegressionSettings, transform, slide: Slide, spots: np.ndarray
+) -> np.ndarray:
+    """Features [m, f] of some spots [m], their neighbourhoods' too."""
+    context = feature_ops.context_reader(
+        transform, slide.features, slide.coords_um, settings.context
+    )
+    return context(spots)

@@ -28,6 +28,6 @@ class RidgeReduced(Regression):
         fit = regression.fitted(self.kind, slides, seen, run.once)
         axes = targets.principal_axes(np.concatenate(seen.y), AXES)
         regressor = regressors.each(
-            fit.regressor, lambda part: targets.linear_back(targets.reduced(part, axes), scale)
+            fit.regressor, lambda part: targets.regressor_back(targets.reduced(part, axes), scale)
         )
         return State(seen.transform, regressor, fit.choice)

@@ -23,6 +23,7 @@ METHODS = {
     "ridge_reduced": "stfm_jax.models.ridge_reduced:RidgeReduced",
     "random_forest": "stfm_jax.models.random_forest:RandomForest",
     "extra_trees": "stfm_jax.models.extra_trees:ExtraTrees",
+    "gated": "stfm_jax.models.gated:Gated",
     "neighbour_copy": "stfm_jax.models.neighbour_copy:NeighbourCopy",
     "centred_sum": "stfm_jax.models.centred_sum:CentredSum",
     "anchor": "stfm_jax.models.anchor:Anchor",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stfm_jax.regression.regressors import Linear
+from stfm_jax.regression.regressors import Linear, Regressor
 
 _LEAST = 1e-6  # standard deviation of a gene that varies
 
@@ -37,11 +37,11 @@ def back(scaled: np.ndarray, scale: Scale) -> np.ndarray:
     return scaled * scale.std + scale.mean
 
 
-def linear_back(regressor: Linear, scale: Scale) -> Linear:
+def regressor_back(regressor: Regressor, scale: Scale) -> Regressor:
     """The regressor of expression for one of scaled targets."""
-    return Linear(
-        (regressor.weights * scale.std).astype(np.float32),
-        back(regressor.bias, scale).astype(np.float32),
+    return regressor._replace(
+        weights=(regressor.weights * scale.std).astype(np.float32),
+        bias=back(regressor.bias, scale).astype(np.float32),
     )
 
 

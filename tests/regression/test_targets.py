@@ -36,7 +36,7 @@ def test_a_reduced_regressor_predicts_the_projection():
     choice = regressors.Choice(1.0, np.nan, 0.0)
     whole = regressors.fit("ridge", x, np.concatenate(scaled), choice)
     axes = targets.principal_axes(np.concatenate(scaled), 2)
-    found = targets.linear_back(targets.reduced(whole, axes), scale)
+    found = targets.regressor_back(targets.reduced(whole, axes), scale)
     wanted = targets.back(regressors.predict(whole, x) @ axes @ axes.T, scale)
     np.testing.assert_allclose(regressors.predict(found, x), wanted, atol=1e-5)
     assert np.linalg.matrix_rank(found.weights, tol=1e-4) == 2
