@@ -143,8 +143,8 @@ def _tell(where: str, reference: distance.Reference, found: float, share: float)
     limits = [distance.usual(reference, quantile) for quantile in (distance.NEAR, distance.FAR)]
     if share < 1.0:
         _LOG.warning(
-            "%s: is %.2f times as far from the training slides as these from one another (usual: "
-            "up to %.2f; a stranger: from %.2f on); the part of the fit that carries over has %d %% "
-            "of its prediction",
+            "%s: is %.2f times as far from the training slides as these are from one another "
+            "(usual: up to %.2f; a stranger: from %.2f on); %d %% of its prediction is of the fit "
+            "for strangers",
             where, found, *limits, round(100 * (1 - share)),
         )  # fmt: skip

@@ -1,10 +1,11 @@
 """How far a slide is from those that a regression was fitted to, in units of left-out ones.
 
-The leverage of a spot, x (X'X + alpha I)^-1 x', is how far a ridge regression extrapolates there
-(Hoaglin and Welsch 1978). A slide's number is the median over its spots, set against the numbers
-of training units (sections; blocks, where there is one section), each left out of X in turn. No
-stranger is needed to say what is usual: the rule is a quantile of what a further unit would
-have, its logarithm being normal [ours].
+The leverage of a spot, x (X'X + n I)^-1 x' of n training spots X, is how far a ridge regression
+extrapolates there (Hoaglin and Welsch 1978); the penalty is as much as a further feature of unit
+variance adds. A slide's number is the median over its spots, set against the numbers of training
+units (sections; blocks, where there is one section), each left out of X in turn. No stranger is
+needed to say what is usual: it is a quantile of what a further unit would have, if the logarithm is
+normal [ours].
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import scipy.linalg
 import scipy.stats
 
-ALPHA = 1e3  # of the ridge whose leverage it is
 NEAR, FAR = 0.95, 0.99  # quantiles: up to the first a slide is as training units are; past the
 # second it is a stranger
 SPOTS = 4096  # of a slide, evenly spaced, are looked at
@@ -73,11 +73,11 @@ def nearness(reference: Reference, found: float) -> float:
 
 
 def _root(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and root of (X'X + ALPHA I)^-1."""
+    """Centre and root of (X'X + n I)^-1."""
     center = x.mean(axis=0, dtype=np.float64)
     centred = x - center
     values, vectors = scipy.linalg.eigh(centred.T @ centred)
-    root = vectors / np.sqrt(np.maximum(values, 0.0) + ALPHA)
+    root = vectors / np.sqrt(np.maximum(values, 0.0) + len(x))
     return center.astype(np.float32), root.astype(np.float32)
 
 

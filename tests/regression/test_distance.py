@@ -29,7 +29,7 @@ def test_leverage_by_its_definition():
     found = reference_of(parts)
     x, new = np.concatenate(parts), units(1)[0]
     centred = x - x.mean(axis=0)
-    inverse = np.linalg.inv(centred.T @ centred + distance.ALPHA * np.eye(x.shape[1]))
+    inverse = np.linalg.inv(centred.T @ centred + len(x) * np.eye(x.shape[1]))
     moved = new - x.mean(axis=0)
     wanted = np.einsum("ni,ij,nj->n", moved, inverse, moved)
     scaled = distance.of_spots(found, new) * np.exp(found.log_mean)
