@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,8 @@ from stfm_jax.models.method import (
 from stfm_jax.models.regression import RegressionSettings
 from stfm_jax.regression import distance, regressors, targets
 from stfm_jax.regression import trees as tree_ops
-from stfm_jax.regression.features import FeatureTransform, window_mean
-from stfm_jax.regression.regressors import Choice, Kernel, Linear
+from stfm_jax.regression.features import FeatureTransform, columns_of, window_mean
+from stfm_jax.regression.regressors import Choice, Choices, Regressor
 
 NEAR_ALPHA = 1e3  # of the ridge beside kernel and trees
 FAR_ALPHAS = (3e3, 1e4, 3e4)  # of the ridges that are averaged for strangers
@@ -45,8 +45,8 @@ _LOG = logging.getLogger("stfm_jax")
 class Near(NamedTuple):
     """Fits that are averaged where a slide is near."""
 
-    kernel: Kernel
-    ridge: Linear
+    kernel: Regressor
+    ridge: Regressor
     trees: tree_ops.Trees
 
 
@@ -55,9 +55,9 @@ class State(NamedTuple):
 
     transform: FeatureTransform
     near: Near
-    far: Linear
+    far: Regressor
     reference: distance.Reference
-    choice: Choice  # of the kernel
+    choice: Choice | Choices  # of the kernel
 
 
 class Gated(Method):
@@ -73,13 +73,19 @@ class Gated(Method):
         seen = regression.seen_of(self.settings, slides, genes.scored, True, run.seed, run.once)
         in_units, scale = regression.scaled(seen)
         x, z = in_units.pooled
+        columns = columns_of(seen.transform, x.shape[1])
+
+        def ridge(alpha: float) -> Regressor:
+            return regressors.fit("ridge", x, z, regressors.strength(alpha, columns))
+
         kernel = regression.fitted("kernel", slides, in_units, run.once)
         near = Near(
             targets.regressor_back(kernel.regressor, scale),
-            targets.regressor_back(_ridge(x, z, NEAR_ALPHA), scale),
+            targets.regressor_back(ridge(NEAR_ALPHA), scale),
             extra_trees(seen, run.seed),
         )
-        far = targets.reduced(_shrunk(x, z), targets.principal_axes(z, FAR_AXES))
+        shrunk = regressors.averaged([ridge(alpha) for alpha in FAR_ALPHAS])
+        far = targets.reduced(shrunk, targets.principal_axes(z, FAR_AXES))
         return State(
             seen.transform,
             near,
@@ -120,18 +126,8 @@ class Gated(Method):
         }
         return within("near", near)
 
-    def hyperparameters(self, state: State) -> dict[str, float]:
-        return state.choice._asdict()
-
-
-def _ridge(x: np.ndarray, z: np.ndarray, alpha: float) -> Linear:
-    return regressors.fit("ridge", x, z, Choice(alpha, np.nan, np.nan))
-
-
-def _shrunk(x: np.ndarray, z: np.ndarray) -> Linear:
-    """The mean of ridges of several strengths; that of linear regressors is one."""
-    fits = [_ridge(x, z, alpha) for alpha in FAR_ALPHAS]
-    return Linear(*(np.mean(parts, axis=0) for parts in zip(*fits, strict=True)))
+    def hyperparameters(self, state: State) -> dict[str, Any]:
+        return regression.told(state.choice)
 
 
 def _near(near: Near, x: np.ndarray) -> np.ndarray:

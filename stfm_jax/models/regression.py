@@ -91,10 +91,7 @@ class Regression(Method):
         return within("regressor", regressors.individual_data(state.regressor))
 
     def hyperparameters(self, state: State) -> dict[str, Any]:
-        choice = state.choice
-        if isinstance(choice, regressors.Choices):
-            return {f"encoder_{i}": each._asdict() for i, each in choice.of.items()}
-        return choice._asdict()
+        return told(state.choice)
 
     def narrowed(self, state: State, kept: Sequence[int]) -> State:
         transform, regressor = narrowed(state.transform, state.regressor, kept)
@@ -105,6 +102,13 @@ class Regression(Method):
         """Principal components, which neighbourhoods are averaged from, and the prediction."""
         components, g = state.transform.components.shape[1], regressors.num_genes(state.regressor)
         return (1 << 28) + 4 * num_spots * (components + 3 * g)
+
+
+def told(choice: regressors.Choice | regressors.Choices) -> dict[str, Any]:
+    """Hyperparameters, for scores.json."""
+    if isinstance(choice, regressors.Choices):
+        return {f"encoder_{i}": each._asdict() for i, each in choice.of.items()}
+    return choice._asdict()
 
 
 def compute(make: Callable[[], Any], slides: Sequence[Any], *key: Hashable) -> Any:

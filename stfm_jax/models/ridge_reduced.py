@@ -9,7 +9,7 @@ import numpy as np
 from stfm_jax.models import regression
 from stfm_jax.models.method import Genes, Run, Section
 from stfm_jax.models.regression import Regression, State
-from stfm_jax.regression import regressors, targets
+from stfm_jax.regression import targets
 
 AXES = 5  # of the targets [ours]
 
@@ -27,7 +27,5 @@ class RidgeReduced(Regression):
         seen, scale = regression.scaled(seen)
         fit = regression.fitted(self.kind, slides, seen, run.once)
         axes = targets.principal_axes(np.concatenate(seen.y), AXES)
-        regressor = regressors.each(
-            fit.regressor, lambda part: targets.regressor_back(targets.reduced(part, axes), scale)
-        )
+        regressor = targets.regressor_back(targets.reduced(fit.regressor, axes), scale)
         return State(seen.transform, regressor, fit.choice)

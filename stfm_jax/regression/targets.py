@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stfm_jax.regression.regressors import Linear, Regressor
+from stfm_jax.regression.regressors import Linear, Regressor, each
 
 _LEAST = 1e-6  # standard deviation of a gene that varies
 
@@ -39,9 +39,12 @@ def back(scaled: np.ndarray, scale: Scale) -> np.ndarray:
 
 def regressor_back(regressor: Regressor, scale: Scale) -> Regressor:
     """The regressor of expression for one of scaled targets."""
-    return regressor._replace(
-        weights=(regressor.weights * scale.std).astype(np.float32),
-        bias=back(regressor.bias, scale).astype(np.float32),
+    return each(
+        regressor,
+        lambda part: part._replace(
+            weights=(part.weights * scale.std).astype(np.float32),
+            bias=back(part.bias, scale).astype(np.float32),
+        ),
     )
 
 
@@ -51,9 +54,12 @@ def principal_axes(scaled: np.ndarray, number: int) -> np.ndarray:
     return vectors[:, np.argsort(-values)[:number]]
 
 
-def reduced(regressor: Linear, axes: np.ndarray) -> Linear:
-    """The regressor whose predictions are those of another, projected onto axes [g, k]."""
+def reduced(regressor: Regressor, axes: np.ndarray) -> Regressor:
+    """The regressor whose predictions are those of linear ones, projected onto axes [g, k]."""
     onto = axes @ axes.T
-    return Linear(
-        (regressor.weights @ onto).astype(np.float32), (regressor.bias @ onto).astype(np.float32)
+    return each(
+        regressor,
+        lambda part: Linear(
+            (part.weights @ onto).astype(np.float32), (part.bias @ onto).astype(np.float32)
+        ),
     )
