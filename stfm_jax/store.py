@@ -50,6 +50,11 @@ class Model:
         """Identities of the encoders, "" of one where no file said."""
         return encoder_names(self.encoder, self.widths)
 
+    def familiar(self, slide: Slide) -> bool:
+        """Whether it was fitted to other slides of a slide's patient."""
+        patients = {about["patient"] for about in self.slides.values()} - {""}
+        return slide.patient in patients
+
     @property
     def epochs(self) -> int | None:
         """Epochs it was trained for, None of a method in closed form."""

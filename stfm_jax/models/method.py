@@ -15,7 +15,7 @@ methods there are is `models.table`; what a case and a prediction are, its probl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -49,6 +49,7 @@ class Section:
 
     slide: Slide
     others: Sequence[Slide] = ()
+    familiar: bool = False  # whether other slides of its patient were trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,32 @@ class Request:
     mesh: Mesh  # devices that share a case
 
 
+class Standing(NamedTuple):
+    """How a slide stands to the training slides; see `models.strangers`."""
+
+    shares: tuple[float, ...]  # of the flexible fit, by encoder
+    ratio: float  # how far it is, over left-out training units; of the encoder most alarmed
+    usual: float  # ratio that most further units stay below
+    stranger: float  # ratio past which it is a stranger
+    familiar: bool  # whether other slides of its patient were trained on
+    of_spots: Callable[[], np.ndarray]  # () -> the same of single spots [n]
+
+    @property
+    def share(self) -> float:
+        """Of the flexible fit in the prediction."""
+        return float(np.mean(self.shares))
+
+    @property
+    def is_stranger(self) -> bool:
+        return self.ratio > self.stranger
+
+
 class Prediction(NamedTuple):
     """Expression of the n spots of a slide; the columns begin with the genes that are scored."""
 
     mean: Blocks  # of [n, g]
     draws: Iterator[Blocks] | None = None  # each of [n, g], made when it is asked for
+    standing: Standing | None = None  # of a method that asks for it
 
 
 class NotApplicable(Exception):

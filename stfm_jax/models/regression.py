@@ -139,7 +139,11 @@ def seen_of(
     )  # fmt: skip
     y = [expression(slide, genes, settings.normalization) for slide in slides]
     sizes, coords = [s.num_spots for s in slides], [s.coords_um for s in slides]
-    groups = once(lambda: regressors.leave_out_groups(sizes, coords, seed), slides, "groups", seed)
+    patients = [slide.patient for slide in slides]
+    groups = once(
+        lambda: regressors.leave_out_groups(sizes, coords, seed, patients if all(patients) else ()),
+        slides, "groups", seed,
+    )  # fmt: skip
     return Seen(transform, x, y, groups, seed, (seen, settings.normalization, tuple(genes)))
 
 

@@ -19,7 +19,7 @@ import stfm_jax
 from stfm_jax.data.readers import h5ad, h5ad_counts
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-from stfm_jax.models.method import Request, Section, gathered
+from stfm_jax.models.method import Request, Section, Standing, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
 from stfm_jax.predict import budget, features
@@ -108,7 +108,9 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
     """Predicts a slide into `config.predict.output`, and a map beside it (same name, .png).
 
     The file holds the mean in `X` [n, g]; std, q10 and q90 over draws, if any, in `layers`;
-    `obsm['spatial']` as it came in and `['spatial_um']`; normalisation and provenance in `uns`.
+    `obsm['spatial']` as it came in and `['spatial_um']`; normalisation and provenance in `uns`. Of
+    a method that knows how far the slide is from the training slides, `obs['distance']` and
+    `uns['stfm']['distance_ratio']`, in units of left-out training slides.
     The slide's expression is not looked at. Where the input file holds counts, the map shows them
     beside the prediction, and the log says the Pearson correlation; nothing was fitted to them.
 
@@ -121,12 +123,16 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
     output, genes = Path(config.predict.output), [str(gene) for gene in model.genes.scored]
     n, g = slide.num_spots, len(genes)
     with atomic_path(output) as temporary, DrawStore(output.parent, n, g) as store:
-        predicted = model.method.predict(model.state, Section(slide), request_of(model, config))
+        case = Section(slide, familiar=model.familiar(slide))
+        predicted = model.method.predict(model.state, case, request_of(model, config))
         for draw in predicted.draws or ():
             store.append(gathered(draw, n)[:, :g])
         mean = gathered(predicted.mean, n)[:, :g]
         draws = predicted.draws is not None
-        _annotations(model, slide, config, checkpoint, draws).write_h5ad(temporary)
+        annotations = _annotations(model, slide, config, checkpoint, draws)
+        if predicted.standing is not None:
+            _say_distance(annotations, predicted.standing)
+        annotations.write_h5ad(temporary)
         _write_matrices(temporary, mean, store if draws else None, config.predict.draws)
     _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
     measured = _measured(config.predict.input, slide, genes, config.data.normalization)
@@ -154,6 +160,18 @@ def _annotations(
     adata.uns["encoder"] = model.encoder
     adata.uns |= provenance(model, config, checkpoint, draws)
     return adata
+
+
+def _say_distance(adata: anndata.AnnData, standing: Standing) -> None:
+    """How far the slide and its spots are from the training slides."""
+    adata.obs["distance"] = standing.of_spots()
+    adata.uns["stfm"] |= {
+        "distance_ratio": standing.ratio,
+        "distance_usual": standing.usual,
+        "distance_stranger": standing.stranger,
+        "flexible_share": standing.share,
+        "familiar_patient": standing.familiar,
+    }
 
 
 def provenance(model: Model, config: Any, checkpoint: Path, draws: bool = True) -> dict[str, Any]:

@@ -186,7 +186,8 @@ def _generated(model: Model, slide, index, given: StackInput, config) -> volume.
             "%s: the model was trained on this section; what it generates is no test of it",
             slide.where,
         )
-    case = Section(slide, [s for s in given.sections if s is not slide])
+    others = [s for s in given.sections if s is not slide]
+    case = Section(slide, others, model.familiar(slide))
     request, genes = predict.request_of(model, config, index), model.genes.scored
     predicted, n, g = model.method.predict(model.state, case, request), slide.num_spots, len(genes)
     mean = gathered(predicted.mean, n)[:, :g]

@@ -229,16 +229,24 @@ def out_of_fold(
 
 
 def leave_out_groups(
-    sizes: Sequence[int], coords: Sequence[np.ndarray], seed: int = 0, max_groups: int = 5
+    sizes: Sequence[int],
+    coords: Sequence[np.ndarray],
+    seed: int = 0,
+    patients: Sequence[str] = (),
+    max_groups: int = 5,
 ) -> np.ndarray:
-    """Groups to leave out: slides, or five spatial blocks where there is one slide only.
+    """Groups to leave out: patients; slides of one patient; five spatial blocks of one slide.
 
     Args:
       sizes: spots of each slide.
       coords: [n_i, 2] of each slide.
       seed: of the blocks.
-      max_groups: more slides than this share groups.
+      patients: of each slide, or none.
+      max_groups: more patients or slides than this share groups.
     """
+    names = sorted(set(patients))
+    if len(names) > 1:
+        return np.repeat([names.index(patient) % max_groups for patient in patients], sizes)
     if len(sizes) == 1:
         blocks = KMeans(min(max_groups, sizes[0]), n_init=4, random_state=seed).fit(coords[0])
         return blocks.labels_

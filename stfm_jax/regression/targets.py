@@ -54,6 +54,15 @@ def principal_axes(scaled: np.ndarray, number: int) -> np.ndarray:
     return vectors[:, np.argsort(-values)[:number]]
 
 
+def leading_axes(fitted: np.ndarray, explained: float) -> np.ndarray:
+    """The principal axes [g, k] of what a fit says of its training spots [n, g], as few as make up
+    a share of its variance."""
+    values, vectors = np.linalg.eigh(fitted.T.astype(np.float64) @ fitted)
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    number = np.searchsorted(np.cumsum(values) / max(values.sum(), 1e-12), explained) + 1
+    return vectors[:, :number]
+
+
 def reduced(regressor: Regressor, axes: np.ndarray) -> Regressor:
     """The regressor whose predictions are those of linear ones, projected onto axes [g, k]."""
     onto = axes @ axes.T

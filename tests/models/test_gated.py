@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tiny
 
-from stfm_jax.models import gated
+from stfm_jax.models import gated, strangers
 from stfm_jax.models.method import Genes, Request, Section, gathered
 from stfm_jax.models.regression import RegressionSettings, features_of
-from stfm_jax.regression import distance, regressors
-from stfm_jax.regression.features import window_mean
+from stfm_jax.regression import distance, regressors, trees
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.train.stages import Run, TrainSettings
 
@@ -40,34 +37,29 @@ def parts(fitted, slide):
     """Both fits' predictions."""
     _, state, _, _ = fitted
     x = features_of(SETTINGS, state.transform, slide, True)
-    rough = regressors.predict(state.far, x)
-    return gated._near(state.near, x), (rough + window_mean(rough, slide.coords_um, 9)) / 2
+    far = strangers.far_mean(state.strangers, state.transform, slide, (1.0,))
+    return gated._near(state.near, x), far
 
 
-def test_a_further_section_is_near(fitted, caplog):
+def test_a_further_section_is_predicted_by_the_flexible_fit(fitted):
     slide = fitted[2]
     near, far = parts(fitted, slide)
     np.testing.assert_allclose(predicted(fitted, slide), near, atol=1e-6)
-    assert np.abs(near - far).max() > 0.1 and not caplog.records
+    assert np.abs(near - far).max() > 0.1
 
 
-def test_a_stranger_is_told(fitted, caplog):
-    """Whose features go together otherwise: they vary where those of training slides hardly do."""
-    slide = fitted[2]
-    minor = np.linalg.svd(slide.features - slide.features.mean(axis=0))[2][-3:]
-    odd = np.random.default_rng(0).normal(size=(slide.num_spots, 3)) @ minor
-    stranger = dataclasses.replace(slide, features=odd.astype(np.float32))
-    np.testing.assert_allclose(predicted(fitted, stranger), parts(fitted, stranger)[1], atol=1e-6)
-    assert "times as far from the training slides" in caplog.text and "100 %" in caplog.text
+def test_the_flexible_fit_is_the_mean_of_three(fitted):
+    _, state, slide, _ = fitted
+    x = features_of(SETTINGS, state.transform, slide, True)
+    three = [regressors.predict(state.near.kernel, x), regressors.predict(state.near.ridge, x)]
+    three.append(trees.predict(state.near.trees, x))
+    np.testing.assert_allclose(parts(fitted, slide)[0], np.mean(three, axis=0), atol=1e-5)
 
 
-def test_between_both_have_a_share(fitted, monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_others_have_a_share_of_it(fitted, monkeypatch, share):
     slide = fitted[2]
     near, far = parts(fitted, slide)
-    monkeypatch.setattr(distance, "nearness", lambda *_: 0.25)
-    np.testing.assert_allclose(predicted(fitted, slide), 0.25 * near + 0.75 * far, atol=1e-5)
-
-
-def test_the_fit_for_strangers_has_few_axes(fitted):
-    _, state, _, _ = fitted
-    assert np.linalg.matrix_rank(state.far.weights, tol=1e-5) == gated.FAR_AXES
+    monkeypatch.setattr(distance, "nearness", lambda *_: share)
+    wanted = share * near + (1 - share) * far
+    np.testing.assert_allclose(predicted(fitted, slide), wanted, atol=1e-5)

@@ -1,0 +1,222 @@
+"""What is predicted of a slide unlike the training slides, and what says that it is one.
+
+Of what the image says of expression, little carries over to a patient never seen before, and a
+flexible fit spends itself on the rest. So a second fit, for strangers, sees a spot's own features
+alone, is strongly shrunk, keeps the few axes that make up most of what it says (reduced-rank
+regression, Izenman 1975), and is half averaged over neighbouring spots. How far the slide is
+(`regression.distance`) says how much of the flexible fit stays; where several patients are trained
+on, so does what was best on each of them left out. No constant here was chosen by a stranger; they
+are [ours]: the strength and the axes were the best of three each on simulated patients.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stfm_jax.data.slide import Slide
+from stfm_jax.models import regression
+from stfm_jax.models.method import Standing
+from stfm_jax.models.regression import Fit, RegressionSettings, Seen
+from stfm_jax.regression import distance, regressors, targets
+from stfm_jax.regression.features import FeatureTransform, columns_of, own_features, window_mean
+from stfm_jax.regression.regressors import Choice, Linear
+
+PENALTY = 6.0  # of the ridge, for each training spot
+EXPLAINED = 0.9  # of the fit's variance: so many axes are kept
+WINDOW = 9  # spots that half of the prediction is averaged over, itself counted
+
+_LOG = logging.getLogger("stfm_jax")
+
+
+class Part(NamedTuple):
+    """One encoder's."""
+
+    far: Linear  # of own principal components, to expression
+    reference: distance.Reference
+
+
+class Strangers(NamedTuple):
+    """What was fitted for strangers."""
+
+    of: dict[str, Part]  # by number of the encoder, from "0"
+    share: np.ndarray  # [] of the flexible fit in slides of other patients, however near
+
+
+def fit(
+    slides: Sequence[Slide],
+    seen: Seen,
+    scale: targets.Scale,
+    fits: Mapping[str, Fit],
+    once: regression.Once = regression.compute,
+) -> Strangers:
+    """The fit for strangers, and what is usual.
+
+    Args:
+      slides: trained on.
+      seen: of them, neighbourhoods too, with targets in units of their slide.
+      scale: of the targets.
+      fits: what the flexible fit is the mean of, fitted to the same, by kind.
+      once: see `models.method.Run.once`.
+    """
+
+    def make() -> Strangers:
+        x, z = seen.pooled
+        coords = np.concatenate([slide.coords_um for slide in slides])
+        section = np.repeat(np.arange(len(slides)), [slide.num_spots for slide in slides])
+        alone = len(slides) == 1
+        units = seen.groups if alone else section
+        parts = {}
+        for i, columns in _columns(seen.transform, x.shape[1]).items():
+            own = columns[: _width(seen.transform, i)]
+            reference = distance.fit(
+                x[:, columns], len(own), coords, units, seen.groups, blocks=alone
+            )
+            far = targets.regressor_back(_shrunk(x[:, own], z), scale)
+            parts[i] = Part(far, reference)
+        several = len(patients_of(slides)) > 1
+        share = _learned_share(slides, seen, fits, once) if several else 1.0
+        return Strangers(parts, np.float32(share))
+
+    return once(make, slides, "strangers", tuple(fits), seen.key)
+
+
+def patients_of(slides: Sequence[Slide]) -> set[str]:
+    """Patients; a slide that names none is a patient of its own."""
+    return {slide.patient or slide.name for slide in slides}
+
+
+def standing(
+    strangers: Strangers,
+    settings: RegressionSettings,
+    transform: FeatureTransform,
+    slide: Slide,
+    familiar: bool,
+) -> Standing:
+    """How a slide stands to those that were trained on; the log says so.
+
+    Args:
+      strangers: fitted.
+      settings: what is seen.
+      transform: of the features.
+      slide: with features.
+      familiar: whether other slides of its patient were trained on.
+    """
+    spots = distance.sampled(slide.num_spots)
+    x = regression.features_at(settings, transform, slide, spots)
+    coords, n = slide.coords_um[spots], len(spots)
+    most = 1.0 if familiar else float(strangers.share)
+    found, shares = [], []
+    for i, columns in _columns(transform, x.shape[1]).items():
+        reference = strangers.of[i].reference
+        ratio = distance.ratio(reference, x[:, columns], coords)
+        limits = [distance.usual(reference, q, n) for q in (distance.NEAR, distance.FAR)]
+        found.append((ratio / limits[1], ratio, *limits))
+        shares.append(most * distance.nearness(reference, ratio, n))
+    _, ratio, usual, stranger = max(found)
+    of_spots = functools.partial(_of_spots, strangers, settings, transform, slide)
+    made = Standing(tuple(shares), ratio, usual, stranger, familiar, of_spots)
+    _tell(slide.where, made)
+    return made
+
+
+def far_mean(
+    strangers: Strangers, transform: FeatureTransform, slide: Slide, weights: Sequence[float]
+) -> np.ndarray:
+    """Expression [n, g] by the fits for strangers, averaged with a weight for each encoder."""
+    own = own_features(transform, slide.features)
+    columns = _columns(transform, own.shape[1])
+    parts = zip(weights, strangers.of.items(), strict=True)
+    total = sum(w * regressors.predict(part.far, own[:, columns[i]]) for w, (i, part) in parts if w)
+    rough = (total / np.float32(sum(weights))).astype(np.float32)
+    return _half_smoothed(rough, slide.coords_um)
+
+
+def narrowed(strangers: Strangers, kept: Sequence[int]) -> Strangers:
+    """For slides with the features of some encoders only; see `Method.narrowed`."""
+    of = {str(new): strangers.of[str(old)] for new, old in enumerate(kept)}
+    return strangers._replace(of=of)
+
+
+def _of_spots(
+    strangers: Strangers, settings: RegressionSettings, transform: FeatureTransform, slide: Slide
+) -> np.ndarray:
+    """How far each spot is [n], over the median spot of a left-out unit; of several encoders the
+    largest."""
+    out = np.empty(slide.num_spots, np.float32)
+    for spots, x in regression.feature_blocks(settings, transform, slide, True):
+        columns = _columns(transform, x.shape[1])
+        found = [distance.of_spots(p.reference, x[:, columns[i]]) for i, p in strangers.of.items()]
+        out[spots] = np.max(found, axis=0)
+    return out
+
+
+def _columns(transform: FeatureTransform, num_features: int) -> dict[str, np.ndarray]:
+    """Columns of each encoder, its own components first."""
+    columns = columns_of(transform, num_features) or [np.arange(num_features)]
+    return {str(i): part for i, part in enumerate(columns)}
+
+
+def _width(transform: FeatureTransform, number: str) -> int:
+    """Principal components of an encoder."""
+    if transform.axes is None:
+        return transform.components.shape[1]
+    return int(transform.axes[int(number)])
+
+
+def _shrunk(own: np.ndarray, z: np.ndarray) -> Linear:
+    """The fit for strangers of own components [n, p] to scaled targets [n, g]."""
+    ridge = regressors.fit("ridge", own, z, Choice(PENALTY * len(own), np.nan, np.nan))
+    axes = targets.leading_axes(regressors.predict(ridge, own), EXPLAINED)
+    return targets.reduced(ridge, axes)
+
+
+def _half_smoothed(rough: np.ndarray, coords: np.ndarray) -> np.ndarray:
+    return (rough + window_mean(rough, coords, WINDOW)) / 2
+
+
+def _learned_share(
+    slides: Sequence[Slide], seen: Seen, fits: Mapping[str, Fit], once: regression.Once
+) -> float:
+    """Share of the flexible fit that has the least squared error on patients left out."""
+    _, z = seen.pooled
+    near = sum(regression.unseen(kind, slides, seen, found, once) for kind, found in fits.items())
+    error = near / len(fits) - z
+    towards = _unseen_far(slides, seen) - near / len(fits)  # the way from near to far
+    moved = -np.sum(error * towards) / max(np.sum(towards**2), 1e-12)
+    return float(np.clip(1.0 - moved, 0.0, 1.0))
+
+
+def _unseen_far(slides: Sequence[Slide], seen: Seen) -> np.ndarray:
+    """What the fit for strangers says of the training spots [n, g], their groups left out."""
+    x, z = seen.pooled
+    out = np.zeros_like(z)
+    parts = _columns(seen.transform, x.shape[1])
+    for i, columns in parts.items():
+        own = x[:, columns[: _width(seen.transform, i)]]
+        for group in np.unique(seen.groups):
+            left = seen.groups == group
+            fitted = _shrunk(own[~left], z[~left])
+            out[left] += regressors.predict(fitted, own[left]) / len(parts)
+    bounds = np.cumsum([slide.num_spots for slide in slides])[:-1]
+    each = zip(np.split(out, bounds), slides, strict=True)
+    return np.concatenate([_half_smoothed(part, slide.coords_um) for part, slide in each])
+
+
+def _tell(where: str, found: Standing) -> None:
+    said = (
+        f"{where}: is {found.ratio:.2f} times as far from the training slides as these are from "
+        f"one another (usual: up to {found.usual:.2f}; a stranger: from {found.stranger:.2f} on)"
+    )
+    if found.is_stranger:
+        _LOG.warning(
+            "%s; little of what was learnt may hold there: %d %% of its mean is of the fit for "
+            "strangers",
+            said, round(100 * (1 - found.share)),
+        )  # fmt: skip
+    else:
+        _LOG.info("%s", said)
