@@ -21,7 +21,7 @@ from stfm_jax.regression import trees as tree_ops
 from stfm_jax.regression.features import FeatureTransform
 from stfm_jax.regression.regressors import Choice, Choices, Regressor
 
-LINEAR = ("kernel", "ridge")  # in the flexible fit
+LINEAR = ("kernel", "ridge")  # in the flexible fit, beside the trees
 
 
 class Near(NamedTuple):
@@ -61,7 +61,7 @@ class Gated(Method):
         return State(
             seen.transform,
             Near(*near, extra_trees(seen, run.seed)),
-            strangers.fit(slides, in_units, scale, fits, run.once),
+            strangers.fit(slides, seen, LINEAR, run.once),
             *(fits[kind].choice for kind in LINEAR),
         )
 

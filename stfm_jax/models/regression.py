@@ -44,6 +44,7 @@ class Seen(NamedTuple):
     groups: np.ndarray  # [n] what is left out together
     seed: int  # of all this, and of what is fitted to it
     key: tuple[Hashable, ...]  # what all this depends on beside the slides
+    by_patient: bool  # whether groups are patients
 
     @property
     def pooled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -140,11 +141,13 @@ def seen_of(
     y = [expression(slide, genes, settings.normalization) for slide in slides]
     sizes, coords = [s.num_spots for s in slides], [s.coords_um for s in slides]
     patients = [slide.patient for slide in slides]
+    by_patient = all(patients) and len(set(patients)) > 1
     groups = once(
-        lambda: regressors.leave_out_groups(sizes, coords, seed, patients if all(patients) else ()),
+        lambda: regressors.leave_out_groups(sizes, coords, seed, patients if by_patient else ()),
         slides, "groups", seed,
     )  # fmt: skip
-    return Seen(transform, x, y, groups, seed, (seen, settings.normalization, tuple(genes)))
+    key = seen, settings.normalization, tuple(genes)
+    return Seen(transform, x, y, groups, seed, key, by_patient)
 
 
 def scaled(seen: Seen) -> tuple[Seen, targets.Scale]:

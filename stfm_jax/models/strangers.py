@@ -5,23 +5,30 @@ flexible fit spends itself on the rest. So a second fit, for strangers, sees a s
 alone, is strongly shrunk, keeps the few axes that make up most of what it says (reduced-rank
 regression, Izenman 1975), and is half averaged over neighbouring spots. How far the slide is
 (`regression.distance`) says how much of the flexible fit stays; where several patients are trained
-on, so does what was best on each of them left out. No constant here was chosen by a stranger; they
-are [ours]: the strength and the axes were the best of three each on simulated patients.
+on, so does what was best on each of them left out.
+
+Draws stand back likewise. To each is added an offset of every gene, the same all over the slide:
+the mean of a gene in another patient is not in the image. Its size is that between the training
+patients; of one patient, what makes the interval as wide as the gene's own in a training slide, no
+wider: where nothing is known of other patients, the image explains nothing for sure.
+
+No constant here was chosen by a stranger; they are [ours]: the strength and the axes were the best
+of three each on simulated patients.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from stfm_jax.data.slide import Slide
 from stfm_jax.models import regression
-from stfm_jax.models.method import Standing
-from stfm_jax.models.regression import Fit, RegressionSettings, Seen
+from stfm_jax.models.method import Blocks, Prediction, Request, Standing, gathered, whole
+from stfm_jax.models.regression import RegressionSettings, Seen
 from stfm_jax.regression import distance, regressors, targets
 from stfm_jax.regression.features import FeatureTransform, columns_of, own_features, window_mean
 from stfm_jax.regression.regressors import Choice, Linear
@@ -29,6 +36,7 @@ from stfm_jax.regression.regressors import Choice, Linear
 PENALTY = 6.0  # of the ridge, for each training spot
 EXPLAINED = 0.9  # of the fit's variance: so many axes are kept
 WINDOW = 9  # spots that half of the prediction is averaged over, itself counted
+PATIENTS = 4.0  # that all genes together count for in the size of one gene's offset
 
 _LOG = logging.getLogger("stfm_jax")
 
@@ -45,27 +53,28 @@ class Strangers(NamedTuple):
 
     of: dict[str, Part]  # by number of the encoder, from "0"
     share: np.ndarray  # [] of the flexible fit in slides of other patients, however near
+    residual: np.ndarray  # [g, g] covariance of what the far fit leaves within slides left out
+    offset: np.ndarray  # [g] standard deviation of the mean of another patient's slide
 
 
 def fit(
     slides: Sequence[Slide],
     seen: Seen,
-    scale: targets.Scale,
-    fits: Mapping[str, Fit],
+    kinds: Sequence[str],
     once: regression.Once = regression.compute,
 ) -> Strangers:
     """The fit for strangers, and what is usual.
 
     Args:
       slides: trained on.
-      seen: of them, neighbourhoods too, with targets in units of their slide.
-      scale: of the targets.
-      fits: what the flexible fit is the mean of, fitted to the same, by kind.
+      seen: of them, neighbourhoods too.
+      kinds: of the regressors whose mean stands for the flexible fit.
       once: see `models.method.Run.once`.
     """
 
     def make() -> Strangers:
-        x, z = seen.pooled
+        in_units, scale = regression.scaled(seen)
+        x, z = in_units.pooled
         coords = np.concatenate([slide.coords_um for slide in slides])
         section = np.repeat(np.arange(len(slides)), [slide.num_spots for slide in slides])
         alone = len(slides) == 1
@@ -78,16 +87,46 @@ def fit(
             )
             far = targets.regressor_back(_shrunk(x[:, own], z), scale)
             parts[i] = Part(far, reference)
-        several = len(patients_of(slides)) > 1
-        share = _learned_share(slides, seen, fits, once) if several else 1.0
-        return Strangers(parts, np.float32(share))
+        unseen = _unseen_far(slides, in_units)
+        residual = _within_slides((z - unseen) * scale.std, slides)
+        known = np.concatenate([y - y.mean(axis=0) for y in seen.y]).var(axis=0)
+        share, offset = 1.0, np.sqrt(np.maximum(known - residual.var(axis=0), 0.0))
+        patients = [slide.patient or slide.name for slide in slides]
+        if len(set(patients)) > 1:
+            share = _learned_share(slides, in_units, unseen, kinds, once)
+            offset = offset_between(seen.y, patients, np.sqrt(known))
+        return Strangers(
+            parts,
+            np.float32(share),
+            targets.residual_covariance(residual).astype(np.float32),
+            offset.astype(np.float32),
+        )
 
-    return once(make, slides, "strangers", tuple(fits), seen.key)
+    return once(make, slides, "strangers", tuple(kinds), seen.key)
 
 
-def patients_of(slides: Sequence[Slide]) -> set[str]:
-    """Patients; a slide that names none is a patient of its own."""
-    return {slide.patient or slide.name for slide in slides}
+def offset_between(
+    y: Sequence[np.ndarray], patients: Sequence[str], within: np.ndarray
+) -> np.ndarray:
+    """How far the mean of a patient's slide lies from that of the others' slides.
+
+    Args:
+      y: per slide [n_i, g].
+      patients: of each slide; two or more.
+      within: [g] standard deviation within slides.
+
+    Returns:
+      [g] root mean square over the slides; all genes together, in units of `within`, count as
+      PATIENTS further patients.
+    """
+    means, of = np.stack([part.mean(axis=0) for part in y]), np.array(patients)
+    between = [
+        np.mean((means[of == name] - means[of != name].mean(axis=0)) ** 2, axis=0)
+        for name in sorted(set(patients))
+    ]
+    number, within = len(between), np.maximum(within, 1e-6)
+    pooled = np.mean(np.mean(between, axis=0) / within**2) * within**2
+    return np.sqrt((np.sum(between, axis=0) + PATIENTS * pooled) / (number + PATIENTS))
 
 
 def standing(
@@ -136,6 +175,52 @@ def far_mean(
     return _half_smoothed(rough, slide.coords_um)
 
 
+def stood_back(
+    strangers: Strangers,
+    standing: Standing,
+    transform: FeatureTransform,
+    slide: Slide,
+    flow: Callable[[], Prediction],
+    request: Request,
+) -> Prediction:
+    """What a flow predicts of a slide that may be a stranger's.
+
+    The mean is the flow's and that of the fit for strangers, by their shares. Deviations of a draw
+    from it are those of a draw of the flow and Gaussian ones with the residuals' covariance, by the
+    roots of the shares, so that variances are averaged; and the offset.
+
+    Args:
+      strangers: fitted.
+      standing: of the slide.
+      transform: of the features.
+      slide: with features.
+      flow: () -> its prediction, not clipped at 0; not asked for where it has no share.
+      request: for seed and number of draws.
+    """
+    share, n = standing.share, slide.num_spots
+    g = len(strangers.offset)
+    own = flow() if share > 0.0 else None
+    mean = centre = np.zeros((n, g), np.float32) if own is None else gathered(own.mean, n)
+    if share < 1.0:
+        away = [1.0 - each for each in standing.shares]
+        mean = share * centre + (1.0 - share) * far_mean(strangers, transform, slide, away)
+    root = np.sqrt(1.0 - share) * np.linalg.cholesky(strangers.residual).T
+    offset = 0.0 if standing.familiar else strangers.offset
+
+    def draws() -> Iterator[Blocks]:
+        of_flow = iter(() if own is None else own.draws)
+        for i in range(request.draws):
+            rng = np.random.default_rng((request.seed, i))
+            draw = mean + offset * rng.normal(size=g)
+            if own is not None:
+                draw += np.sqrt(share) * (gathered(next(of_flow), n) - centre)
+            if share < 1.0:
+                draw += rng.normal(size=(n, g)) @ root
+            yield whole(np.maximum(draw, 0.0).astype(np.float32))
+
+    return Prediction(whole(np.maximum(mean, 0.0)), draws(), standing)
+
+
 def narrowed(strangers: Strangers, kept: Sequence[int]) -> Strangers:
     """For slides with the features of some encoders only; see `Method.narrowed`."""
     of = {str(new): strangers.of[str(old)] for new, old in enumerate(kept)}
@@ -180,14 +265,19 @@ def _half_smoothed(rough: np.ndarray, coords: np.ndarray) -> np.ndarray:
 
 
 def _learned_share(
-    slides: Sequence[Slide], seen: Seen, fits: Mapping[str, Fit], once: regression.Once
+    slides: Sequence[Slide],
+    seen: Seen,
+    far: np.ndarray,
+    kinds: Sequence[str],
+    once: regression.Once,
 ) -> float:
     """Share of the flexible fit that has the least squared error on patients left out."""
+    fits = {kind: regression.fitted(kind, slides, seen, once) for kind in kinds}
+    unseen = [regression.unseen(kind, slides, seen, found, once) for kind, found in fits.items()]
+    near = np.mean(unseen, axis=0)
     _, z = seen.pooled
-    near = sum(regression.unseen(kind, slides, seen, found, once) for kind, found in fits.items())
-    error = near / len(fits) - z
-    towards = _unseen_far(slides, seen) - near / len(fits)  # the way from near to far
-    moved = -np.sum(error * towards) / max(np.sum(towards**2), 1e-12)
+    towards = far - near
+    moved = np.sum((z - near) * towards) / max(np.sum(towards**2), 1e-12)
     return float(np.clip(1.0 - moved, 0.0, 1.0))
 
 
@@ -205,6 +295,12 @@ def _unseen_far(slides: Sequence[Slide], seen: Seen) -> np.ndarray:
     bounds = np.cumsum([slide.num_spots for slide in slides])[:-1]
     each = zip(np.split(out, bounds), slides, strict=True)
     return np.concatenate([_half_smoothed(part, slide.coords_um) for part, slide in each])
+
+
+def _within_slides(residual: np.ndarray, slides: Sequence[Slide]) -> np.ndarray:
+    """Residuals [n, g] about their slides' means."""
+    bounds = np.cumsum([slide.num_spots for slide in slides])[:-1]
+    return np.concatenate([part - part.mean(axis=0) for part in np.split(residual, bounds)])
 
 
 def _tell(where: str, found: Standing) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.covariance import LedoitWolf
 
 from stfm_jax.regression.regressors import Linear, Regressor, each
 
@@ -72,3 +73,8 @@ def reduced(regressor: Regressor, axes: np.ndarray) -> Regressor:
             (part.weights @ onto).astype(np.float32), (part.bias @ onto).astype(np.float32)
         ),
     )
+
+
+def residual_covariance(residuals: np.ndarray) -> np.ndarray:
+    """Shrunk covariance [g, g] of residuals [n, g] about zero (Ledoit and Wolf 2004)."""
+    return LedoitWolf(assume_centered=True).fit(residuals.astype(np.float64)).covariance_

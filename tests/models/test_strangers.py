@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from stfm_jax.models import regression, strangers
+from stfm_jax.models.method import Genes, Prediction, Request, gathered, whole
 from stfm_jax.models.regression import RegressionSettings
 from stfm_jax.regression import targets
 from stfm_jax.regression.features import own_features, window_mean
@@ -26,9 +27,7 @@ def stranger(slide):
 def fitted(slides, genes):
     """Strangers, and what they were fitted to."""
     seen = regression.seen_of(SETTINGS, slides, genes, True, 0)
-    in_units, scale = regression.scaled(seen)
-    fits = {kind: regression.fitted(kind, slides, in_units) for kind in ("kernel", "ridge")}
-    return strangers.fit(slides, in_units, scale, fits), in_units, scale
+    return strangers.fit(slides, seen, ("kernel", "ridge")), *regression.scaled(seen)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +117,71 @@ def test_one_training_slide_has_blocks_for_units():
     found, seen, _ = fitted([slide], slide.genes[:6])
     assert found.of["0"].reference.units == 5
     assert standing(found, seen, stranger(other)).share < standing(found, seen, other).share == 1.0
+
+
+def test_offsets_between_patients():
+    """Three patients, one of two slides, two genes; by hand."""
+    y = [np.full((5, 2), 0.0), np.full((5, 2), 2.0), np.full((7, 2), 4.0), np.full((3, 2), 1.0)]
+    y = [part * [1.0, 2.0] for part in y]
+    found = strangers.offset_between(y, ["a", "a", "b", "c"], np.array([1.0, 2.0]))
+    others = [[4.0, 1.0], [0.0, 2.0, 1.0], [0.0, 2.0, 4.0]]
+    squares = [
+        np.mean((np.array(own) - np.mean(rest)) ** 2)
+        for own, rest in zip([[0.0, 2.0], [4.0], [1.0]], others, strict=True)
+    ]
+    # Both genes have the same offset in units of their spread, so shrinking changes nothing.
+    np.testing.assert_allclose(found, np.sqrt(np.mean(squares)) * np.array([1.0, 2.0]))
+
+
+def test_one_patients_interval_is_as_wide_as_the_genes_own(trained):
+    found, _, scale, *_ = trained
+    drawn = np.diag(found.residual) + found.offset**2
+    inside = found.offset > 0
+    assert inside.any()
+    np.testing.assert_allclose(drawn[inside], scale.std[inside] ** 2, rtol=0.1)
+
+
+def flow_prediction(n, g, draws, calls):
+    rng = np.random.default_rng(1)
+    mean = rng.normal(3.0, 1.0, size=(n, g)).astype(np.float32)
+    each = [mean + rng.normal(size=(n, g)).astype(np.float32) for _ in range(draws)]
+
+    def flow():
+        calls.append(1)
+        return Prediction(whole(mean), map(whole, each))
+
+    return mean, flow
+
+
+@pytest.mark.parametrize("share, asked", [(0.0, 0), (0.5, 1), (1.0, 1)])
+def test_a_flow_stands_back(trained, share, asked):
+    found, seen, _, _, test = trained
+    n, g, draws, calls = test.num_spots, 6, 400, []
+    mean, flow = flow_prediction(n, g, draws, calls)
+    found = found._replace(offset=np.full(g, 0.3, np.float32))
+    given = standing(found, seen, test)._replace(shares=(share,))
+    request = Request(Genes((), ()), 0, draws, 1, None)
+    made = strangers.stood_back(found, given, seen.transform, test, flow, request)
+    far = strangers.far_mean(found, seen.transform, test, (1.0,))
+    wanted = np.maximum(share * mean + (1 - share) * far, 0.0)
+    np.testing.assert_allclose(gathered(made.mean, n), wanted, atol=1e-5)
+    sampled = np.stack([gathered(draw, n) for draw in made.draws])
+    assert len(calls) == asked and sampled.shape == (draws, n, g)
+    deep = wanted.min(axis=0) > 0  # genes whose draws are hardly clipped
+    variance = (share * 1.0 + (1 - share) * np.diag(found.residual) + 0.3**2)[deep]
+    np.testing.assert_allclose(sampled.var(axis=0).mean(axis=0)[deep], variance, rtol=0.25)
+    # The offset is one number a draw and gene: it stays in the mean over the slide.
+    over_slide = sampled.mean(axis=1).std(axis=0)[deep]
+    np.testing.assert_allclose(over_slide, 0.3, atol=0.08)
+
+
+def test_a_familiar_slide_has_no_offset(trained):
+    found, seen, _, _, test = trained
+    n, draws = test.num_spots, 40
+    _, flow = flow_prediction(n, 6, draws, [])
+    found = found._replace(offset=np.full(6, 5.0, np.float32))
+    given = standing(found, seen, test, familiar=True)._replace(shares=(0.5,))
+    request = Request(Genes((), ()), 0, draws, 1, None)
+    made = strangers.stood_back(found, given, seen.transform, test, flow, request)
+    sampled = np.stack([gathered(draw, n) for draw in made.draws])
+    assert sampled.mean(axis=1).std(axis=0).max() < 0.5

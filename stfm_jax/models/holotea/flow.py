@@ -32,7 +32,7 @@ from stfm_jax.models.holotea.fitted import Fitted, FlowArrays, Neighbours, finge
 from stfm_jax.models.neighbour_copy import in_stack, placed
 from stfm_jax.models.stflow import flow as stflow
 from stfm_jax.models.stflow import joint
-from stfm_jax.models.stflow.flow import STFlow, covariance
+from stfm_jax.models.stflow.flow import STFlow
 from stfm_jax.models.stflow.joint import Parts
 from stfm_jax.nn.control import ControlNet
 from stfm_jax.ops import zinb
@@ -40,6 +40,7 @@ from stfm_jax.ops.context import Context, known_weight, without_expression
 from stfm_jax.ops.neighbors import median_spacing
 from stfm_jax.ops.tiles import AXIS
 from stfm_jax.regression import moved, regressors
+from stfm_jax.regression.targets import residual_covariance
 
 PRIORS = ("mix", "base")
 BASES = ("frozen", "trained")
@@ -159,8 +160,8 @@ class HoloTea:
         shares = moved.fit_shares(found, every)
         left = every - np.asarray(moved.move(shares, found))
         near = np.concatenate([np.asarray(known_weight(c)).sum(axis=1) > 0 for c in contexts])
-        alone = covariance(every)
-        among = covariance(left[near]) if near.sum() > 1 else alone
+        alone = residual_covariance(every)
+        among = residual_covariance(left[near]) if near.sum() > 1 else alone
         return FlowArrays(
             base=flow,
             path=gaussian.gaussian_path(mean_0, covariance_0, among),

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.covariance import LedoitWolf
 
 from stfm_jax.data.batching import TILE, Batch, PreparedSlide, spacing_units
 from stfm_jax.data.expression import expression, gene_counts, library_size
@@ -32,6 +31,7 @@ from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
 from stfm_jax.ops import zinb
 from stfm_jax.regression import features as feature_ops
 from stfm_jax.regression import regressors
+from stfm_jax.regression.targets import residual_covariance
 
 ANCHORS = ("none", "ridge", "kernel")
 
@@ -118,8 +118,12 @@ class STFlow:
         anchor, unseen, choice = self._fit_anchor(slides, seen, y, once)
         prior = self._fit_prior(slides, genes, y)
         residuals = y - unseen
-        path = gaussian.gaussian_path(prior.mean, prior.covariance, covariance(residuals))
         bounds = np.cumsum([len(part) for part in seen.y])[:-1]
+        if seen.by_patient:  # the offset of another patient's slide is drawn apart
+            offsets = [part.mean(axis=0) for part in np.split(residuals, bounds)]
+            unseen = unseen + np.repeat(offsets, [len(part) for part in seen.y], axis=0)
+        left = residual_covariance(y - unseen)
+        path = gaussian.gaussian_path(prior.mean, prior.covariance, left)
         prepared = [
             self._prepared(slide, seen.transform, x, a, e)
             for slide, x, a, e in zip(slides, seen.x, np.split(unseen, bounds), seen.y, strict=True)
@@ -350,8 +354,3 @@ class STFlow:
 def draw_prior(arrays: FlowArrays, batch: Batch, key: jax.Array) -> jax.Array:
     """x_0 [N, g] of the fitted prior."""
     return priors.sample(arrays.prior, priors.spot_keys(key, batch.slide, batch.place))
-
-
-def covariance(residuals: np.ndarray) -> np.ndarray:
-    """Shrunk covariance [g, g] of residuals [n, g] about zero."""
-    return LedoitWolf(assume_centered=True).fit(residuals.astype(np.float64)).covariance_

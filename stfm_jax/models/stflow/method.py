@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from stfm_jax.data.batching import spacing_units
 from stfm_jax.data.regions import Regions
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-from stfm_jax.models import sharded
+from stfm_jax.models import regression, sharded, strangers
 from stfm_jax.models.method import (
     Blocks,
     Genes,
@@ -24,9 +25,11 @@ from stfm_jax.models.method import (
     whole,
     within,
 )
+from stfm_jax.models.regression import RegressionSettings
 from stfm_jax.models.stflow import memory, whole_slide
 from stfm_jax.models.stflow.flow import Fitted, STFlow, TrainingSet
 from stfm_jax.models.stflow.settings import STFlowSettings
+from stfm_jax.models.strangers import Strangers
 from stfm_jax.ops import metrics
 from stfm_jax.regression import regressors
 from stfm_jax.runtime.devices import fetch, replicate
@@ -41,6 +44,7 @@ class State(NamedTuple):
     residuals: np.ndarray | None  # [n, targets] of the anchor on the training spots, out of fold;
     # for `anchor`, which draws them
     epochs: int  # it was trained for
+    strangers: Strangers | None = None  # for slides far from the training slides
 
 
 class STFlowMethod(Method):
@@ -69,9 +73,26 @@ class STFlowMethod(Method):
             )
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
-        *_, last = self.outcomes([case.slide for case in cases], genes, run).values()
-        residuals = last.fitted.residuals
-        return State(last.fitted.fitted, fetch(last.trained.params), residuals, last.epochs)
+        slides = [case.slide for case in cases]
+        *_, last = self.outcomes(slides, genes, run).values()
+        return State(
+            last.fitted.fitted,
+            fetch(last.trained.params),
+            last.fitted.residuals,
+            last.epochs,
+            self._strangers(slides, genes, run),
+        )
+
+    def _strangers(self, slides: Sequence[Slide], genes: Genes, run: Run) -> Strangers | None:
+        if not self.settings.stands_back:
+            return None
+        seen = regression.seen_of(self.seen, slides, genes.targets, True, run.seed, run.once)
+        return strangers.fit(slides, seen, [self.settings.anchor], run.once)
+
+    @property
+    def seen(self) -> RegressionSettings:
+        """What regressions see."""
+        return self.settings.flow(0).seen
 
     def outcomes(self, slides: Sequence[Slide], genes: Genes, run: Run) -> dict[str, Outcome]:
         """What was fitted and trained in each stage; HoloTea stands on each."""
@@ -119,11 +140,20 @@ class STFlowMethod(Method):
         return score
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
-        """Mean and draws; in chunks on one device where `whole_slide.pays` says so."""
+        """Mean and draws; both stand back where a slide is far from the training slides."""
         slide, flow = case.slide, self.settings.flow(len(request.genes.targets))
-        if request.mesh.size == 1 and whole_slide.pays(slide.num_spots):
-            return _in_chunks(flow, state, slide, request)
-        return in_one_call(flow, state, flow.prepare(slide, state.fitted), request)
+        if state.strangers is None:
+            return _predicted(flow, state, slide, request)
+        known = state.fitted.transform, slide
+        standing = strangers.standing(state.strangers, flow.seen, *known, case.familiar)
+        if standing.share == 1.0 and case.familiar:
+            return _predicted(flow, state, slide, request)._replace(standing=standing)
+        flow = dataclasses.replace(flow, clip=False)
+
+        def of_flow() -> Prediction:
+            return _predicted(flow, state, slide, request)
+
+        return strangers.stood_back(state.strangers, standing, *known, of_flow, request)
 
     def needed(self, state: State) -> State:
         return state._replace(residuals=None)
@@ -191,6 +221,13 @@ def in_one_call(flow: Any, state: Any, prepared, request: Request) -> Prediction
         yield from map(whole, sharded.sample(*arguments, request.draws))
 
     return Prediction(whole(mean), draws())
+
+
+def _predicted(flow: STFlow, state: State, slide: Slide, request: Request) -> Prediction:
+    """Mean and draws of the flow; in chunks on one device where `whole_slide.pays` says so."""
+    if request.mesh.size == 1 and whole_slide.pays(slide.num_spots):
+        return _in_chunks(flow, state, slide, request)
+    return in_one_call(flow, state, flow.prepare(slide, state.fitted), request)
 
 
 def _in_chunks(flow: STFlow, state: State, slide: Slide, request: Request) -> Prediction:

@@ -41,6 +41,7 @@ class STFlowSettings(RegressionSettings):
     tile: int = setting(0)
     edge_cache_gib: float = setting(0.0)
     attention: str = setting("tiled", one_of=ATTENTIONS)
+    stand_back: bool = setting(True)  # where a slide is far from the training slides
     targets: int = setting(0)  # genes trained on; the problem chooses them
     prior: str = setting("zinb_fit", at="prior", one_of=PRIORS)
     loss_weight: str = setting("velocity", at="train.loss_weight", one_of=("velocity", "data"))
@@ -53,6 +54,11 @@ class STFlowSettings(RegressionSettings):
                 f"config.model.width ({self.width}) must be a multiple of config.model.heads "
                 f"({self.heads})."
             )
+
+    @property
+    def stands_back(self) -> bool:
+        """Whether strangers are predicted otherwise; the published form has no anchor to."""
+        return self.stand_back and self.anchor != "none"
 
     def flow(self, num_genes: int) -> STFlow:
         """The flow for this many genes."""
