@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
     model.feature_noise = 0.0
     model.feature_dropout = 0.0
     model.anchor = "kernel"  # none | ridge | kernel
+    model.stand_back = True  # slides far from the training slides: see docs/methods.md
     model.image_weight = 0.5  # of the image tower in the mean beside the anchor; 0: no tower
     model.image_width = 256
     model.image_dropout = 0.6
