@@ -141,11 +141,16 @@ def test_output_opens_backed_and_holds_the_spread_of_the_draws(trained, model, c
     config = configured(trained, tmp_path)
     _, slide = predict.read_input(config, model)
     request = predict.request_of(model, config)
-    found = model.method.predict(model.state, Section(slide), request)
+    case = Section(slide, familiar=model.familiar(slide))
+    found = model.method.predict(model.state, case, request)
     draws = np.stack([gathered(draw, slide.num_spots) for draw in found.draws])
     np.testing.assert_allclose(out.layers["std"], draws.std(axis=0, ddof=1), atol=1e-5)
     np.testing.assert_allclose(out.layers["q90"], metrics.quantiles(draws, 0.9), atol=1e-5)
     assert out.layers["std"].mean() > 0.05
+    np.testing.assert_allclose(out.obs["distance"], found.standing.of_spots(), rtol=1e-5)
+    about = out.uns["stfm"]
+    assert about["distance_ratio"] < about["distance_usual"] < about["distance_stranger"]
+    assert about["flexible_share"] == 1.0 and about["familiar_patient"]
 
 
 def test_an_error_in_a_draw_leaves_nothing(trained, model, chunked, tmp_path, monkeypatch):
