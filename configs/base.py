@@ -193,6 +193,7 @@ def get_config() -> ConfigDict:
     predict.embeddings = ""  # or a file of them in HEST's layout, aligned by barcode
     predict.spatial_unit = ""
     predict.um_per_px = config_dict.placeholder(float)
+    predict.library = config_dict.placeholder(float)  # median UMI of a spot, of log1p; as trained
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
     predict.maps = True  # pictures beside the output

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from stfm_jax import layout, store
 from stfm_jax.data.datasets import Dataset
+from stfm_jax.data.expression import library_size
 from stfm_jax.encoders.embed import embedded, require_images
 from stfm_jax.errors import InputError
 from stfm_jax.models import table
@@ -37,6 +38,7 @@ from stfm_jax.report import write as report
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import save_arrays, write_json
+from stfm_jax.score import expected
 from stfm_jax.score.genes import gene_rows
 from stfm_jax.seeds import seeds_of
 from stfm_jax.settings import Settings, setting
@@ -246,7 +248,10 @@ def _run_of(opened: Experiment, fold, method: Method, epochs, runs: dict, shared
 
 def _model(method: Method, state: Any, cases: Cases, opened: Experiment) -> Model:
     genes, slides = cases.genes, opened.dataset[cases.names.train]
-    fitted_to = {s.name: {"spots": s.num_spots, "patient": s.patient} for s in slides}
+    fitted_to = {
+        s.name: {"spots": s.num_spots, "patient": s.patient, "library": np.median(library_size(s))}
+        for s in slides
+    }
     if PAIRS in method.needs:  # genes by sample, whose names are of no use to another sample
         genes = Genes(tuple(sorted(set().union(*genes.values()))), ())
     if not opened.problem.sees_images:
@@ -376,7 +381,11 @@ def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
     if not store.exists(folder) and store.exists(first_form):
         return store.load_first_form(first_form, method), first_form
     _check_seed(place, method.owner, config.seed)
-    return store.load(folder, method), folder
+    model = store.load(folder, method)
+    if config.fold is None:  # a fold's model predicts no slide that the others' scores speak of
+        scores = expected.of_workdir(workdir, method.name) or model.expected
+        model = dataclasses.replace(model, expected=scores)
+    return model, folder
 
 
 def _check_seed(place: Path, owner: str, seed: int) -> None:

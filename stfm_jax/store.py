@@ -27,6 +27,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Genes, Method
 from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.files import load_arrays, read_json, save_arrays, write_json
+from stfm_jax.score.expected import Expected
 
 _NEEDED = {"method", "genes", "targets", "encoder", "features", "epochs"}
 
@@ -43,6 +44,8 @@ class Model:
     widths: tuple[int, ...] = ()  # of each encoder's, of several; see `data.feature_blocks`
     slides: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     # by name, those it was fitted to: spots, patient; empty where an earlier version wrote it
+    expected: Mapping[str, Expected] = dataclasses.field(default_factory=dict)
+    # by gene, how well it did on slides left out; empty where nothing was scored
     only_for: str = ""  # method that alone can read the state; "": all whose state it is
 
     @property
@@ -88,6 +91,7 @@ def save(folder: Path, model: Model) -> None:
             "widths": model.widths,
             "epochs": model.epochs,
             "slides": model.slides,
+            "expected": {gene: each._asdict() for gene, each in model.expected.items()},
             "individual_level": model.individual_level,
             "only_for": model.only_for,
         },
@@ -141,7 +145,14 @@ def load(folder: Path, method: Method) -> Model:
     state = _state(method, load_arrays(path), path)
     genes = Genes(tuple(known["genes"]), tuple(known["targets"]))
     encoder = known["encoder"], known["features"], tuple(known.get("widths", ()))
-    return Model(method, state, genes, *encoder, known.get("slides", {}), only_for)
+    scores = known.get("expected", {}).items()
+    expected = {gene: Expected(**_numbers(each)) for gene, each in scores}
+    return Model(method, state, genes, *encoder, known.get("slides", {}), expected, only_for)
+
+
+def _numbers(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a JSON file, which has no nan."""
+    return {name: np.nan if value is None else value for name, value in stored.items()}
 
 
 def _state(method: Method, arrays: dict, path: Path) -> Any:
