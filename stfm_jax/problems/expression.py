@@ -56,6 +56,7 @@ class Expression(Problem):
         "consistency",
         "crps",
         "coverage80",
+        "width80",
     )
     explained = "pearson: per gene over the fold's test spots, then the mean over genes"
     of_slides = ("pearson_slide",)

@@ -49,3 +49,11 @@ def test_constant_genes_are_left_out_slide_by_slide():
     coords = [rng.uniform(0, 1000, (40, 2)) for _ in "ab"]
     test = score.TestSet(("a", "b"), coords, [true_a, true_b])
     assert score.score_point([a, b], test)["pearson_slide"] == pytest.approx(np.nanmean(found))
+
+
+def test_width_over_the_genes_own():
+    """A gene whose draws are as wide as it is, one half as wide, and one that is mostly 0."""
+    rng = np.random.default_rng(0)
+    true = np.concatenate([rng.normal(size=(400, 2)), np.zeros((400, 1))], axis=1)
+    draws = rng.normal(size=(300, 400, 3)) * [1.0, 0.5, 1.0]
+    assert score.relative_width(draws, true) == pytest.approx(0.75, abs=0.06)
