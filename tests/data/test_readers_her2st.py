@@ -8,7 +8,7 @@ import pytest
 from hest_layout import her2st_root
 from PIL import Image
 
-from stfm_jax.data.readers import her2st
+from stfm_jax.data.readers import her2st, pitch
 from stfm_jax.errors import InputError
 
 PITCH_PX, ANGLE = 40.0, 0.1
@@ -83,12 +83,14 @@ def test_pitch_is_that_of_a_similarity_transform():
     array = np.random.default_rng(0).uniform(0, 30, (50, 2))
     pixels = np.stack(_pixels(*array.T), axis=1)
     noisy = pixels + np.random.default_rng(1).normal(0, 3.0, pixels.shape)
-    assert her2st.pitch_px(array, pixels, "C2") == pytest.approx(PITCH_PX)
-    assert her2st.pitch_px(array, noisy, "C2") == pytest.approx(PITCH_PX, rel=3e-3)
+    assert pitch.similarity(array, pixels, "C2", "new_x, new_y")[0] == pytest.approx(PITCH_PX)
+    assert pitch.similarity(array, noisy, "C2", "new_x, new_y")[0] == pytest.approx(
+        PITCH_PX, rel=3e-3
+    )
     with pytest.raises(InputError, match="C2: pixel coordinates must follow"):
-        her2st.pitch_px(array, pixels[::-1], "C2")
+        pitch.similarity(array, pixels[::-1], "C2", "new_x, new_y")
     with pytest.raises(InputError, match="must follow"):
-        her2st.pitch_px(array[:1], pixels[:1], "C2")
+        pitch.similarity(array[:1], pixels[:1], "C2", "new_x, new_y")
 
 
 def test_duplicate_genes_are_summed(tmp_path):

@@ -22,6 +22,7 @@ import scipy.sparse as sp
 
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.panel import sum_duplicates
+from stfm_jax.data.readers import pitch
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -87,7 +88,8 @@ def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
     )
     pixels = spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)
     array = spots[["new_x", "new_y"]].to_numpy(np.float64)
-    um_per_px = PITCH_UM / pitch_px(array, pixels, f"section {section} ({base})")
+    where = f"section {section} ({base})"
+    um_per_px = PITCH_UM / pitch.similarity(array, pixels, where, "new_x, new_y")[0]
     image = _image(base, section)
     return Slide(
         name=section,
@@ -103,31 +105,6 @@ def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
         z_um=_number(section) * spacing_um,
         source=str(counts_path),
     )
-
-
-def pitch_px(array: np.ndarray, pixels: np.ndarray, where: str) -> float:
-    """Pixels per array unit, from the least-squares similarity transform (rotation and scale).
-
-    Args:
-      array: [n, 2] adjusted array coordinates.
-      pixels: [n, 2] pixel coordinates of the same spots.
-      where: how a message names the section.
-
-    Raises:
-      InputError: fewer than two spots, or the two do not belong together.
-    """
-    # A similarity transform of the plane is a complex line: pixel = a * array + b, pitch = |a|.
-    a, p = (points @ np.array([1, 1j]) for points in (array, pixels))
-    a, p = a - a.mean(), p - p.mean()
-    power = float(np.vdot(a, a).real)
-    factor = np.vdot(a, p) / power if power > 0 else 0.0
-    residual = float(np.sqrt(np.mean(np.abs(p - factor * a) ** 2)))
-    if not residual < 0.25 * abs(factor):
-        raise InputError(
-            f"{where}: pixel coordinates must follow new_x, new_y by a rotation and a scale, but "
-            f"they miss it by {residual:g} pixels at a pitch of {abs(factor):g}; check the columns."
-        )
-    return float(abs(factor))
 
 
 def _base(root: str | Path) -> Path:
