@@ -16,12 +16,12 @@ from typing import Any
 from stfm_jax.data import simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
 from stfm_jax.data.panel import find_genes
-from stfm_jax.data.readers import h5ad, her2st, hest, transcripts
+from stfm_jax.data.readers import folders, h5ad, her2st, hest, transcripts
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
-READERS = ("hest", "her2st", "anndata", "transcripts", "simulated", "tfds")
+READERS = ("hest", "her2st", "anndata", *folders.PLATFORMS, "transcripts", "simulated", "tfds")
 FOLDS = ("auto", "patient", "section", "published")
 
 
@@ -84,6 +84,8 @@ def load(
         dataset = _her2st(data)
     elif data.reader == "anndata":
         dataset = _anndata(data)
+    elif data.reader in folders.PLATFORMS:
+        dataset = _instruments(data)
     elif data.reader == "transcripts":
         dataset = _transcripts(data)
     elif data.reader == "simulated":
@@ -259,6 +261,12 @@ def _anndata(data) -> Dataset:
         for path in paths
     }
     return Dataset(slides, (), None, "")
+
+
+def _instruments(data) -> Dataset:
+    root = _folder(data.dir, "it should hold one folder per slide, as the instrument wrote it")
+    options = folders.Options(um_per_px=data.um_per_px, bin_um=data.bin_um)
+    return Dataset(folders.read_all(root, data.reader, options), (), None, "")
 
 
 def _transcripts(data) -> Dataset:

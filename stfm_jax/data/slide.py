@@ -59,6 +59,14 @@ class Slide:
         """How messages name this slide."""
         return f"slide {self.name!r}" + (f" ({self.source})" if self.source else "")
 
+    @property
+    def um_per_px(self) -> float | None:
+        """Micrometres per pixel of coordinates in pixels; None of others."""
+        if self.spatial_unit != "pixel":
+            return None
+        farthest = np.argmax(np.abs(self.coords_in))
+        return float(self.coords_um.flat[farthest] / self.coords_in.flat[farthest])
+
     def subset(self, index: np.ndarray) -> Slide:
         """The slide with only the spots of `index` ([m] integers or [n] booleans)."""
         index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)

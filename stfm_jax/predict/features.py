@@ -9,8 +9,6 @@ import dataclasses
 import logging
 from typing import Any
 
-import numpy as np
-
 from stfm_jax.data import embeddings, feature_blocks
 from stfm_jax.data.feature_store import Features
 from stfm_jax.data.image import ImagePatches
@@ -31,7 +29,7 @@ def with_embeddings(slide: Slide, files: str) -> Slide:
 
 
 def with_image(slide: Slide, config: Any, model: Model) -> Slide:
-    """The slide with features of `predict.image` by the model's encoders.
+    """The slide with features of `predict.image`, or of its own, by the model's encoders.
 
     Of a model of several encoders those that the slide has features of are not made again.
 
@@ -61,12 +59,9 @@ def with_image(slide: Slide, config: Any, model: Model) -> Slide:
             f"{slide.where}: coordinates must be pixels of the image to be embedded from it, found "
             "micrometres; store pixels in obsm['spatial'] and uns['um_per_px']."
         )
-    um_per_px = float(
-        np.linalg.norm(np.ptp(slide.coords_um, axis=0))
-        / np.linalg.norm(np.ptp(slide.coords_in, axis=0))
-    )
-    patches = ImagePatches(config.predict.image, slide.coords_in, um_per_px)
-    slide = dataclasses.replace(slide, patches=patches)
+    if config.predict.image:
+        patches = ImagePatches(config.predict.image, slide.coords_in, slide.um_per_px)
+        slide = dataclasses.replace(slide, patches=patches)
     made = {encoder.identity: embed(slide, encoder) for encoder in encoders}
     return feature_blocks.joined(slide, there | made)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import stfm_jax
-from stfm_jax.data.readers import h5ad, h5ad_counts
+from stfm_jax.data.readers import inputs
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request, Section, Standing, gathered
@@ -43,17 +43,15 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
     """
     options = config.predict
     check_options(options)
-    slide = h5ad.read_to_predict(
-        options.input,
-        features_key="features" if options.embeddings else options.features_key,
-        spatial_unit=options.spatial_unit or None,
-        um_per_px=options.um_per_px,
+    slide = inputs.read_to_predict(
+        options.input, reading(options), not (options.embeddings or options.image)
     )
     if options.embeddings:
         slide = features.with_embeddings(slide, options.embeddings)
     folder = Path(options.output).parent
-    budget.check(model, slide, request_of(model, config), folder, embeds=bool(options.image))
-    if options.image:
+    embeds = bool(options.image or slide.patches)
+    budget.check(model, slide, request_of(model, config), folder, embeds)
+    if embeds:
         slide = features.with_image(slide, config, model)
     if slide.features is None:
         raise InputError(
@@ -71,6 +69,16 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
         )
     model.method.check_input(slide)
     return model, slide
+
+
+def reading(options: Any) -> inputs.Options:
+    """How the `predict` section of a config says that its input is read."""
+    return inputs.Options(
+        features_key="features" if options.embeddings else options.features_key,
+        spatial_unit=options.spatial_unit or None,
+        um_per_px=options.um_per_px,
+        bin_um=options.bin_um,
+    )
 
 
 def request_of(model: Model, config: Any, index: int = 0) -> Request:
@@ -135,7 +143,7 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
         annotations.write_h5ad(temporary)
         _write_matrices(temporary, mean, store if draws else None, config.predict.draws)
     _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
-    measured = _measured(config.predict.input, slide, genes, config.data.normalization)
+    measured = _measured(config.predict, slide, genes, config.data.normalization)
     scores = None if measured is None else metrics.pearson(mean, measured)
     if scores is not None:
         _LOG.info(
@@ -218,11 +226,15 @@ def _matrix(group: h5py.Group, name: str, shape: tuple[int, int]) -> h5py.Datase
     return matrix
 
 
-def _measured(path: str, slide: Slide, genes: list[str], normalization: str) -> np.ndarray | None:
-    """Expression in the input file, where it has counts of every gene."""
+def _measured(
+    options: Any, slide: Slide, genes: list[str], normalization: str
+) -> np.ndarray | None:
+    """Expression in the input, where it has counts of every gene."""
     try:
-        return h5ad_counts.read_expression(path, slide.barcodes, genes, normalization)
-    except InputError:
+        return inputs.read_expression(
+            options.input, reading(options), slide.barcodes, genes, normalization
+        )
+    except (InputError, FileNotFoundError):
         return None
 
 

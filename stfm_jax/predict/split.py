@@ -24,7 +24,7 @@ import stfm_jax
 from stfm_jax.data import coarsen
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.expression import gene_counts
-from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers import h5ad, inputs
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Genes, NotApplicable, Request
@@ -34,7 +34,7 @@ from stfm_jax.plots import slides as plots
 from stfm_jax.plots import split as split_plots
 from stfm_jax.predict import budget
 from stfm_jax.predict.features import arranged, with_image
-from stfm_jax.predict.slide import check_options
+from stfm_jax.predict.slide import check_options, reading
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
@@ -99,10 +99,15 @@ def read_input(config: Any, model: Model) -> Pair:
     """
     options = config.predict
     check_options(options)
-    reading = {"spatial_unit": options.spatial_unit or None, "um_per_px": options.um_per_px}
-    low = h5ad.read(options.input, fields="predict", **reading)
+    given = reading(options)
+    low = inputs.read_counted(options.input, given)
     if options.children:
-        high = h5ad.read_children(options.children, features_key=options.features_key, **reading)
+        high = h5ad.read_children(
+            options.children,
+            features_key=options.features_key,
+            spatial_unit=given.spatial_unit,
+            um_per_px=given.um_per_px,
+        )
         pair = coarsen.with_children(low, high)
     else:
         pair = coarsen.subdivided(low, config.coarsen.group)

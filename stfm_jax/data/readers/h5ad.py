@@ -345,8 +345,7 @@ def write(slide: Slide, path: str | Path) -> None:
     )
     adata.uns["spatial_unit"] = slide.spatial_unit
     if slide.spatial_unit == "pixel":
-        extent = np.linalg.norm(np.ptp(slide.coords_in, axis=0))
-        adata.uns["um_per_px"] = float(np.linalg.norm(np.ptp(slide.coords_um, axis=0)) / extent)
+        adata.uns["um_per_px"] = slide.um_per_px
     if slide.features is not None:
         _put_features(adata, slide)
     for key in ("patient", "section", "parent"):

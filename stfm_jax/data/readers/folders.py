@@ -1,0 +1,180 @@
+"""Slides of instruments' folders: which platform wrote one, and a data set of several.
+
+    <dir>/<slide>/...      as the platform wrote it: one folder for each slide
+    <dir>/slides.csv       optional: slide, and any of folder, image, patient, section, z_um,
+                           um_per_px
+
+Without slides.csv every folder in <dir> that the platform wrote is a slide; where <dir> itself is
+one, that alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.readers import plain, space_ranger, visium, visium_hd
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+
+_LOG = logging.getLogger("stfm_jax")
+SHEET = "slides.csv"
+_COLUMNS = ("slide", "folder", "image", "patient", "section", "z_um", "um_per_px")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a folder is read."""
+
+    counts: bool = True  # whether they are needed
+    um_per_px: float | None = None  # over what the files say
+    bin_um: float = 8.0  # of platforms that have bins
+    fields: str = "data"  # section of the config that these come from, for messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """What is known of one."""
+
+    looked_for: str  # by which a folder is known
+    is_one: Callable[[Path], bool]
+    read: Callable[[Path, str, Options], Slide]
+    image: Callable[[Path], Path | None]  # that its pixels refer to
+
+
+def _visium(folder: Path, name: str, options: Options) -> Slide:
+    given = dataclasses.asdict(options)
+    del given["bin_um"]
+    return visium.read(folder, name, **given)
+
+
+def _visium_hd(folder: Path, name: str, options: Options) -> Slide:
+    return visium_hd.read(folder, name, **dataclasses.asdict(options))
+
+
+PLATFORMS = {  # in the order in which a folder is asked
+    "visium_hd": Platform(
+        visium_hd.LOOKED_FOR, visium_hd.is_one, _visium_hd, space_ranger.find_image
+    ),
+    "visium": Platform(visium.LOOKED_FOR, visium.is_one, _visium, space_ranger.find_image),
+}
+
+
+def platform_of(folder: Path) -> Platform | None:
+    """Who wrote a folder; None where it is none of PLATFORMS.
+
+    Raises:
+      InputError: it holds several slides in one.
+    """
+    return next((p for p in PLATFORMS.values() if p.is_one(folder)), None)
+
+
+def with_image(slide: Slide, image: str | Path) -> Slide:
+    """The slide with patches of the image that its pixels refer to."""
+    patches = ImagePatches(image, slide.coords_in, slide.um_per_px)
+    return dataclasses.replace(slide, patches=patches)
+
+
+def read_all(root: Path, reader: str, options: Options) -> dict[str, Slide]:
+    """The slides of a folder by name, with patches where there is an image.
+
+    Args:
+      root: `data.dir`.
+      reader: of PLATFORMS.
+
+    Raises:
+      InputError, FileNotFoundError: no slide, or as its platform's reader.
+    """
+    platform = PLATFORMS[reader]
+    rows = _sheet(root) if (root / SHEET).is_file() else _found(root, platform)
+    slides = {}
+    for row in rows:
+        name, folder = row["slide"], root / row.get("folder", row["slide"])
+        if not platform.is_one(folder):
+            raise InputError(
+                f"{folder}: expected {platform.looked_for} there, found none; mend {root / SHEET}, "
+                f"or choose the reader by --config.data.reader, of {', '.join(PLATFORMS)}."
+            )
+        scale = _number(row, "um_per_px", root)
+        slide = platform.read(
+            folder,
+            name,
+            options if scale is None else dataclasses.replace(options, um_per_px=scale),
+        )
+        image = root / row["image"] if "image" in row else platform.image(folder)
+        if image is None:
+            _LOG.info("%s: no image of full resolution in %s or beside it", slide.where, folder)
+        else:
+            slide = with_image(slide, image)
+        slides[name] = dataclasses.replace(
+            slide,
+            patient=row.get("patient", ""),
+            section=row.get("section", ""),
+            z_um=_number(row, "z_um", root),
+        )
+    return slides
+
+
+def name_of(folder: Path) -> str:
+    """A slide's name by its folder; of a folder `outs` that of the run."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "outs" else folder.name
+
+
+def _found(root: Path, platform: Platform) -> list[dict[str, Any]]:
+    """A row for every folder that the platform wrote."""
+    if platform.is_one(root):
+        return [{"slide": name_of(root), "folder": "."}]
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    found = [p.name for p in folders if platform.is_one(p)]
+    if not found:
+        there = ", ".join(p.name for p in folders[:6]) or "none"
+        raise InputError(
+            f"{root}: expected a folder for each slide with {platform.looked_for} (or below "
+            f"outs/), found the folders {there}; name them in {SHEET}, or choose another reader by "
+            "--config.data.reader."
+        )
+    skipped = [p.name for p in folders if p.name not in found]
+    if skipped:
+        _LOG.info("%s: folders that are no slide: %s", root, ", ".join(skipped))
+    return [{"slide": name} for name in found]
+
+
+def _sheet(root: Path) -> list[dict[str, Any]]:
+    """The rows of slides.csv, without what is empty."""
+    path = root / SHEET
+    table = plain.read_table(path, ",", header=0, skipinitialspace=True)
+    unknown = [name for name in table.columns if name not in _COLUMNS]
+    if "slide" not in table or unknown:
+        raise InputError(
+            f"{path}: expected the columns slide and any of {', '.join(_COLUMNS[1:])}, found "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    rows = [
+        {key: text for key, value in row.items() if (text := str(value).strip())}
+        for row in table.to_dict("records")
+    ]
+    names = [row.get("slide", "") for row in rows]
+    wrong = [n for n in names if not n or "/" in n or "\\" in n or n.startswith(".")]
+    if wrong or len(set(names)) < len(names) or not names:
+        raise InputError(
+            f"{path}: expected a name for each slide, each once and without / or a leading dot, "
+            f"found {', '.join(map(repr, wrong or names))}."
+        )
+    return rows
+
+
+def _number(row: dict[str, Any], key: str, root: Path) -> float | None:
+    try:
+        value = float(row[key]) if key in row else None
+    except ValueError:
+        value = np.nan
+    if value is not None and not np.isfinite(value):
+        raise InputError(f"{root / SHEET}: {key} must be a number, found {row[key]!r}.")
+    return value

@@ -1,0 +1,120 @@
+"""Whatever is named as a slide to predict: an AnnData file, or a folder of an instrument."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stfm_jax.data.expression import expression
+from stfm_jax.data.readers import folders, h5ad, h5ad_counts
+from stfm_jax.data.slide import Slide
+from stfm_jax.errors import InputError
+
+_LOG = logging.getLogger("stfm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How an input is read; names as in the section `predict` of a config."""
+
+    features_key: str = "features"
+    spatial_unit: str | None = None
+    um_per_px: float | None = None
+    bin_um: float = 8.0
+
+
+def read_to_predict(path: str | Path, options: Options, look_for_image: bool = False) -> Slide:
+    """A slide to predict; its counts are not looked at.
+
+    Args:
+      path: file or folder.
+      options: how it is read.
+      look_for_image: whether a folder's image is looked for, to be embedded.
+
+    Raises:
+      FileNotFoundError, InputError: there is nothing, or nothing that is known; or as its reader.
+    """
+    path = Path(path)
+    platform = _platform(path)
+    if platform is None:
+        return h5ad.read_to_predict(
+            path,
+            features_key=options.features_key,
+            spatial_unit=options.spatial_unit,
+            um_per_px=options.um_per_px,
+        )
+    slide = _read(path, platform, options, counts=False)
+    image = platform.image(path) if look_for_image else None
+    return slide if image is None else folders.with_image(slide, image)
+
+
+def read_counted(path: str | Path, options: Options) -> Slide:
+    """A slide with its counts, which are needed.
+
+    Raises:
+      FileNotFoundError, InputError: as `read_to_predict`.
+    """
+    path = Path(path)
+    platform = _platform(path)
+    if platform is None:
+        return h5ad.read(
+            path,
+            spatial_unit=options.spatial_unit,
+            um_per_px=options.um_per_px,
+            fields="predict",
+        )
+    return _read(path, platform, options, counts=True)
+
+
+def read_expression(
+    path: str | Path,
+    options: Options,
+    barcodes: np.ndarray,
+    genes: Sequence[str],
+    normalization: str,
+) -> np.ndarray | None:
+    """Normalised expression [n, g] of a slide's spots; None where it has no counts of all of it."""
+    path = Path(path)
+    platform = _platform(path)
+    if platform is None:
+        return h5ad_counts.read_expression(path, barcodes, genes, normalization)
+    slide = _read(path, platform, options, counts=True)
+    rows = pd.Index(slide.barcodes).get_indexer(barcodes)
+    if (rows < 0).any() or not set(genes) <= set(slide.genes):
+        _LOG.info(
+            "%s: the prediction is not compared with its counts, which %d of %d spots and %d of %d "
+            "genes lack",
+            *(slide.where, (rows < 0).sum(), len(rows)),
+            *(len(set(genes) - set(slide.genes)), len(genes)),
+        )
+        return None
+    return expression(slide.subset(rows), genes, normalization)
+
+
+def _platform(path: Path) -> folders.Platform | None:
+    """Of a folder; None of a file.
+
+    Raises:
+      InputError: a folder that nobody known wrote.
+    """
+    if not path.is_dir():
+        return None
+    platform = folders.platform_of(path)
+    if platform is None:
+        known = "; ".join(f"{p.looked_for} ({name})" for name, p in folders.PLATFORMS.items())
+        there = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise InputError(
+            f"{path}: expected a slide to predict, a folder with one of: {known}; found {there}. "
+            "Several slides are predicted one at a time."
+        )
+    return platform
+
+
+def _read(path: Path, platform: folders.Platform, options: Options, counts: bool) -> Slide:
+    given = folders.Options(counts, options.um_per_px, options.bin_um, "predict")
+    return platform.read(path, folders.name_of(path), given)

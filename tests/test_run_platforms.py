@@ -1,0 +1,69 @@
+"""From folders of instruments to a predicted slide, by the command."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import platform_layouts as layouts
+import pytest
+import tiny
+
+FIELDS = {
+    "methods": "mean,ridge",
+    "encoder.name": "stain_texture",
+    "encoder.patch_um": 100.0,
+    "data.reader": "visium",
+    "data.num_genes": 6,
+}
+
+
+@pytest.fixture(scope="module")
+def visium(tmp_path_factory):
+    """Three slides with images, trained on; and a workdir."""
+    root = tmp_path_factory.mktemp("visium")
+    for name in ("A", "B", "C"):
+        slide = layouts.visium_slide(name)
+        layouts.write_visium(root / "data" / name / "outs", slide)
+        layouts.write_image(root / "data" / f"{name}.png", slide)
+    assert tiny.command(*_arguments(root / "work", root / "data")) == 0
+    return root
+
+
+def _arguments(workdir, data, **fields):
+    given = {name.replace(".", "__"): value for name, value in {**FIELDS, **fields}.items()}
+    return tiny.arguments(workdir, data__dir=data, **given)
+
+
+def _predict(root, capsys=None, **fields):
+    out = root / "predicted" / "out.h5ad"
+    fields = {"predict.output": out, **fields}
+    code = tiny.command(*_arguments(root / "work", root / "data", **fields), "--mode=predict")
+    return anndata.read_h5ad(out) if code == 0 else capsys.readouterr().err
+
+
+def test_a_visium_folder_is_predicted_with_the_image_beside_it(visium, tmp_path, capsys):
+    slide = layouts.visium_slide("D")
+    layouts.write_visium(tmp_path / "D/outs", slide)
+    image = layouts.write_image(tmp_path / "D/D_image.tif", slide)
+    found = _predict(visium, **{"predict.input": tmp_path / "D"})
+    assert set(found.obs_names) == set(slide.barcodes) and found.shape[1] == 6
+    assert found.uns["spatial_unit"] == "pixel" and found.uns["encoder"] == "stain_texture_100um"
+    assert "gene-wise Pearson" in capsys.readouterr().err
+    image.rename(tmp_path / "elsewhere.tif")
+    (visium / "predicted/out.h5ad").unlink()
+    named = {"predict.input": tmp_path / "D/outs", "predict.image": tmp_path / "elsewhere.tif"}
+    np.testing.assert_array_equal(_predict(visium, **named).X, found.X)
+
+
+def test_a_visium_folder_without_an_image_says_what_to_give(visium, tmp_path, capsys):
+    outs = layouts.write_visium(tmp_path / "D", layouts.visium_slide("D"))
+    said = _predict(visium, capsys, **{"predict.input": outs})
+    assert "error:" in said and "or the H&E image by --config.predict.image" in said
+
+
+def test_bins_of_visium_hd_are_predicted(visium, tmp_path):
+    slide = layouts.hd_slide(bin_um=16)
+    outs = layouts.write_hd(tmp_path / "HD", slide, 16)
+    layouts.write_image(outs / "microscope_image" / "he.tif", slide)
+    found = _predict(visium, **{"predict.input": outs, "predict.bin_um": 16.0})
+    assert set(found.obs_names) == set(slide.barcodes)
