@@ -191,7 +191,8 @@ def get_config() -> ConfigDict:
     predict.draws = 8
     predict.image = ""  # H&E image of the input slide, where it holds no features
     predict.features_key = "features"
-    predict.embeddings = ""  # or a file of them in HEST's layout, aligned by barcode
+    predict.embeddings = ""  # or a file of them (TRIDENT, CLAM, HEST-bench), by barcode or place
+    predict.patch_px = config_dict.placeholder(float)  # their side in level 0, over what they say
     predict.spatial_unit = ""
     predict.um_per_px = config_dict.placeholder(float)
     predict.library = config_dict.placeholder(float)  # median UMI of a spot, of log1p; as trained

@@ -278,9 +278,9 @@ def test_embed_writes_beside_the_results_and_never_into_the_data(tmp_path, capsy
     slide = volume(TissueParams(num_sections=2, spots=30, num_genes=30), seed=0).slides[0]
     with h5py.File(files[0]) as file:
         assert file.attrs["encoder"] == "stain_texture_64um"
-        assert file["embeddings"].shape[0] == slide.num_spots and file["embeddings"].shape[1] > 10
+        assert file["features"].shape[0] == slide.num_spots and file["features"].shape[1] > 10
         np.testing.assert_array_equal(file["barcodes"][:, 0].astype(str), slide.barcodes)
-        assert np.isfinite(file["embeddings"][()]).all()
+        assert np.isfinite(file["features"][()]).all()
     before = tiny.contents(tmp_path)
     capsys.readouterr()
     assert tiny.run(made, tmp_path / "work", "embed") == 0

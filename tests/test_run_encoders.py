@@ -202,7 +202,7 @@ def test_an_image_is_embedded_by_what_the_model_was_trained_on(trained, tmp_path
     stored = work / "embeddings" / encoders.load("mine", tmp_path / "downloaded").identity / "A1.h5"
     written = anndata.read_h5ad(tmp_path / "in.h5ad")
     with h5py.File(stored) as file:
-        written.obsm["features_mine"] = file["embeddings"][()]
+        written.obsm["features_mine"] = file["features"][()]
         written.uns["encoders"] = {"mine": file.attrs["encoder"]}
     written.write_h5ad(tmp_path / "in.h5ad")
     assert tiny.run(tiny.config(**fields, **given), work, "predict") == 0
@@ -282,4 +282,4 @@ def test_killed_while_embedding_it_goes_on_where_it_was(trained, tmp_path):
     assert not list(work.rglob("*.partial"))
     for path in whole.rglob("*.h5"):
         with h5py.File(path) as one, h5py.File(work / path.relative_to(whole)) as other:
-            np.testing.assert_allclose(one["embeddings"][()], other["embeddings"][()], atol=1e-5)
+            np.testing.assert_allclose(one["features"][()], other["features"][()], atol=1e-5)

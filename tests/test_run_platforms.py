@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anndata
+import h5py
 import numpy as np
 import platform_layouts as layouts
 import pytest
@@ -67,3 +68,30 @@ def test_bins_of_visium_hd_are_predicted(visium, tmp_path):
     layouts.write_image(outs / "microscope_image" / "he.tif", slide)
     found = _predict(visium, **{"predict.input": outs, "predict.bin_um": 16.0})
     assert set(found.obs_names) == set(slide.barcodes)
+
+
+def test_features_of_trident_are_predicted_at_their_patches(trained, tmp_path):
+    """As the slide with the same features in its file, at the same places."""
+    given = anndata.read_h5ad(trained.unseen)
+    side = 64
+    folder = tmp_path / f"features_{tiny.ENCODER}"
+    folder.mkdir()
+    with h5py.File(folder / "S.h5", "w") as file:
+        file["features"] = given.obsm["features"]
+        # Whole pixels of a hundredth of a micrometre.
+        file["coords"] = np.round(given.obsm["spatial"] * 100 - side / 2).astype(np.int64)
+        file["coords"].attrs.update({"patch_size": side, "patch_size_level0": side})
+    outputs = []
+    for name, fields in {
+        "file": {"predict__input": str(trained.unseen)},
+        "patches": {"predict__input": str(folder / "S.h5"), "predict__um_per_px": 0.01},
+    }.items():
+        fields |= {
+            "predict__output": str(tmp_path / f"{name}.h5ad"),
+            "predict__method": "ridge_smooth",
+        }
+        made = trained.config(**fields)
+        assert tiny.run(made, trained.workdir, "predict") == 0
+        outputs.append(anndata.read_h5ad(fields["predict__output"]))
+    np.testing.assert_allclose(outputs[1].X, outputs[0].X, atol=1e-4)
+    np.testing.assert_allclose(outputs[1].obsm["spatial_um"], given.obsm["spatial"], atol=0.01)

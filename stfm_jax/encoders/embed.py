@@ -1,6 +1,6 @@
 """From a slide's H&E patches to its features, kept in files and resumed where it was stopped.
 
-    <cache>/<identity>/<slide>.h5         the embedding, in HEST's format
+    <cache>/<identity>/<slide>.h5         the embedding, as TRIDENT writes it
     <cache>/<identity>/<slide>.partial    rows of one that is being made: a line of JSON that says
                                           of what, then float32
 The identity of the encoder goes with the features wherever they are written.
@@ -113,7 +113,16 @@ def _make(slide: Slide, encoder: Encoder, path: Path) -> None:
             file.write(np.ascontiguousarray(rows, "<f4").tobytes())
             file.flush()
         features = _read(file, slide.num_spots, encoder.width)
-        embeddings.write(path, features, slide.coords_in, slide.barcodes, encoder.identity)
+        um_per_px = slide.um_per_px or slide.patches.um_per_px
+        embeddings.write(
+            path,
+            features,
+            slide.coords_um / um_per_px,
+            slide.barcodes,
+            encoder.identity,
+            side_px=max(encoder.fields_um) / um_per_px,
+            um_per_px=um_per_px,
+        )
     rate = (slide.num_spots - there) / max(time.monotonic() - start, 1e-9)
     _LOG.info(
         "%s: %d patches embedded into %s, %.1f a second", slide.name, slide.num_spots, path, rate

@@ -12,6 +12,7 @@ from typing import Any
 from stfm_jax.data import embeddings, feature_blocks
 from stfm_jax.data.feature_store import Features
 from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.readers import inputs
 from stfm_jax.data.slide import JOINED_BY, Slide
 from stfm_jax.encoders import loading
 from stfm_jax.encoders.embed import embed
@@ -22,10 +23,13 @@ from stfm_jax.store import Model, check_features
 _LOG = logging.getLogger("stfm_jax")
 
 
-def with_embeddings(slide: Slide, files: str) -> Slide:
-    """The slide with the embeddings of a file, or of several with commas between."""
-    paths = [path.strip() for path in files.split(",") if path.strip()]
-    return embeddings.align_all(slide, [embeddings.open_stored(path) for path in paths])
+def with_embeddings(slide: Slide, files: str, patch_px: float | None) -> Slide:
+    """The slide with the embeddings of a file, or of several with commas between.
+
+    Args:
+      patch_px: side of the patches in pixels of level 0, over what the files say.
+    """
+    return embeddings.align_all(slide, inputs.open_embeddings(files, patch_px))
 
 
 def with_image(slide: Slide, config: Any, model: Model) -> Slide:

@@ -47,7 +47,7 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
         options.input, reading(options), not (options.embeddings or options.image)
     )
     if options.embeddings:
-        slide = features.with_embeddings(slide, options.embeddings)
+        slide = features.with_embeddings(slide, options.embeddings, options.patch_px)
     folder = Path(options.output).parent
     embeds = bool(options.image or slide.patches)
     budget.check(model, slide, request_of(model, config), folder, embeds)
@@ -78,6 +78,7 @@ def reading(options: Any) -> inputs.Options:
         spatial_unit=options.spatial_unit or None,
         um_per_px=options.um_per_px,
         bin_um=options.bin_um,
+        patch_px=options.patch_px,
     )
 
 

@@ -93,7 +93,7 @@ def test_of_a_subset_too():
     np.testing.assert_array_equal(embed.embed(with_patches().subset(index), ENCODER)[:, 0], index)
 
 
-def test_cached_once_in_the_hest_format(tmp_path):
+def test_cached_once_in_tridents_format(tmp_path):
     slide = with_patches()
     (first,) = embedded([slide], [ENCODER], tmp_path)
     path = tmp_path / "stain_texture_64um" / "A1.h5"
@@ -101,7 +101,9 @@ def test_cached_once_in_the_hest_format(tmp_path):
     stored = embeddings.read(path)
     assert stored.encoder == first.encoder == "stain_texture_64um"
     np.testing.assert_array_equal(stored.barcodes, slide.barcodes)
-    np.testing.assert_array_equal(stored.coords, slide.coords_in)
+    scale = slide.patches.um_per_px
+    assert stored.um_per_px == scale and stored.side_px == 64 / scale
+    np.testing.assert_allclose(stored.centres, slide.coords_um / scale, atol=0.5)
     reads = slide.patches.reads
     (second,) = embedded([slide], [ENCODER], tmp_path)
     assert slide.patches.reads == reads, "embedded again"

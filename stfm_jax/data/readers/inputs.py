@@ -1,4 +1,7 @@
-"""Whatever is named as a slide to predict: an AnnData file, or a folder of an instrument."""
+"""Whatever is named as a slide to predict, told by its name and what lies in it.
+
+An AnnData file, a folder of an instrument, or embeddings of patches, which are then the spots.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stfm_jax.data import embeddings
 from stfm_jax.data.expression import expression
 from stfm_jax.data.readers import folders, h5ad, h5ad_counts
 from stfm_jax.data.slide import Slide
@@ -26,6 +30,7 @@ class Options:
     spatial_unit: str | None = None
     um_per_px: float | None = None
     bin_um: float = 8.0
+    patch_px: float | None = None  # of patches of embeddings
 
 
 def read_to_predict(path: str | Path, options: Options, look_for_image: bool = False) -> Slide:
@@ -39,6 +44,8 @@ def read_to_predict(path: str | Path, options: Options, look_for_image: bool = F
     Raises:
       FileNotFoundError, InputError: there is nothing, or nothing that is known; or as its reader.
     """
+    if _is_embeddings(path):
+        return embeddings.at_patches(open_embeddings(path, options.patch_px), options.um_per_px)
     path = Path(path)
     platform = _platform(path)
     if platform is None:
@@ -79,6 +86,8 @@ def read_expression(
     normalization: str,
 ) -> np.ndarray | None:
     """Normalised expression [n, g] of a slide's spots; None where it has no counts of all of it."""
+    if _is_embeddings(path):
+        return None
     path = Path(path)
     platform = _platform(path)
     if platform is None:
@@ -94,6 +103,27 @@ def read_expression(
         )
         return None
     return expression(slide.subset(rows), genes, normalization)
+
+
+def open_embeddings(files: str | Path, patch_px: float | None) -> list[embeddings.Embeddings]:
+    """Embeddings of a file, or of several with commas between, which stay there.
+
+    Args:
+      patch_px: side of the patches in pixels of level 0, over what the files say.
+
+    Raises:
+      FileNotFoundError, InputError: as `embeddings.open_stored`.
+    """
+    paths = [path.strip() for path in str(files).split(",") if path.strip()]
+    found = [embeddings.open_stored(path) for path in paths]
+    if patch_px is None:
+        return found
+    return [dataclasses.replace(each, side_px=patch_px) for each in found]
+
+
+def _is_embeddings(path: str | Path) -> bool:
+    """Whether an input is a file of embeddings, or several; not whether it is a good one."""
+    return str(path).lower().endswith((".h5", ".hdf5", ".pt", ".pth"))
 
 
 def _platform(path: Path) -> folders.Platform | None:
