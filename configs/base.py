@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.devices = 0  # that share every batch; 0: all there are, of all processes
 
     data = config.data = ConfigDict()
-    # hest | her2st | anndata | visium | visium_hd | transcripts | simulated | tfds
+    # hest | her2st | anndata | visium | visium_hd | xenium | transcripts | simulated | tfds
     data.reader = "anndata"
     data.dir = ""
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
     data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
     data.um_per_px = config_dict.placeholder(float)  # of every slide, over what its files say
     data.bin_um = 8.0  # visium_hd: bins that are read; transcripts: that molecules are added up in
+    data.cells_um = 0.0  # xenium: squares that cells are added up in; 0: cells are spots
     data.tissue = tissue()  # simulated
     data.seeds = (0,)  # simulated: one volume each
     data.section_spacing_um = 16.0  # of stacks, where the files do not say z
@@ -197,6 +198,7 @@ def get_config() -> ConfigDict:
     predict.um_per_px = config_dict.placeholder(float)
     predict.library = config_dict.placeholder(float)  # median UMI of a spot, of log1p; as trained
     predict.bin_um = 8.0  # of an input of Visium HD
+    predict.cells_um = 0.0  # of an input of Xenium, as data.cells_um
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
     predict.maps = True  # pictures beside the output

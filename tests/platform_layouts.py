@@ -14,6 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import scipy.io
 import scipy.sparse as sp
 from PIL import Image
@@ -195,4 +197,55 @@ def write_hd(outs: Path, slide: Slide, bin_um: int = 8, matrix: bool = True) -> 
     )
     if matrix:
         write_h5(folder / "filtered_feature_bc_matrix.h5", slide)
+    return outs
+
+
+CONTROLS = {"Negative Control Probe": 2, "Negative Control Codeword": 1, "Unassigned Codeword": 3,
+            "Deprecated Codeword": 1, "Genomic Control": 2}  # fmt: skip
+HE_TO_DAPI = np.array([[0.0, -1.25, 2000.0], [1.25, 0.0, 40.0], [0, 0, 1]])  # a quarter turn
+
+
+def xenium_slide(name: str = "X1", n: int = 60, num_genes: int = 12) -> Slide:
+    """Cells at places of their own, in micrometres."""
+    rng = np.random.default_rng(list(name.encode()))
+    letters = np.array(list("abcdefghijklmnop"))
+    ids = ["".join(rng.choice(letters, 8)) + "-1" for _ in range(n)]
+    return Slide(
+        name=name,
+        barcodes=np.array(ids),
+        coords_um=rng.uniform(60, 300, (n, 2)),
+        counts=sp.csr_matrix(rng.poisson(0.7, (n, num_genes)).astype(np.float32)),
+        genes=np.array([f"GENE{i}" for i in range(num_genes)]),
+    )
+
+
+def write_xenium(outs: Path, slide: Slide, version: int = 3, alignment: bool = True) -> Path:
+    """A bundle of analysis 1 (ids are integers, or bytes in parquet) to 4; returns its folder."""
+    outs.mkdir(parents=True, exist_ok=True)
+    said = {"analysis_sw_version": f"xenium-{version}.0.0", "pixel_size": 0.2125}
+    (outs / "experiment.xenium").write_text(json.dumps(said))
+    ids = [int(b) for b in slide.barcodes] if slide.barcodes[0].isdigit() else list(slide.barcodes)
+    if version == 2:
+        ids = [each.encode() for each in ids]
+    total = np.asarray(slide.counts.sum(axis=1)).ravel().astype(int)
+    columns = {
+        "cell_id": ids,
+        "x_centroid": slide.coords_um[:, 0],
+        "y_centroid": slide.coords_um[:, 1],
+        "transcript_counts": total,
+        "control_probe_counts": 2,
+        "control_codeword_counts": 1,
+        **({"genomic_control_counts": 2, "unassigned_codeword_counts": 3} if version > 2 else {}),
+        "total_counts": total + 3,
+        "cell_area": 40.0,
+        "nucleus_area": 20.0,
+    }
+    table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+    pa.parquet.write_table(table, outs / "cells.parquet")
+    write_h5(outs / "cell_feature_matrix.h5", slide, CONTROLS if version > 2 else
+             {"Negative Control Probe": 2, "Blank Codeword": 1})  # fmt: skip
+    if alignment:
+        pd.DataFrame(HE_TO_DAPI).to_csv(
+            outs / f"{slide.name}_he_imagealignment.csv", header=False, index=False
+        )
     return outs

@@ -265,7 +265,7 @@ def _anndata(data) -> Dataset:
 
 def _instruments(data) -> Dataset:
     root = _folder(data.dir, "it should hold one folder per slide, as the instrument wrote it")
-    options = folders.Options(um_per_px=data.um_per_px, bin_um=data.bin_um)
+    options = folders.Options(um_per_px=data.um_per_px, bin_um=data.bin_um, cells_um=data.cells_um)
     return Dataset(folders.read_all(root, data.reader, options), (), None, "")
 
 

@@ -78,6 +78,7 @@ def reading(options: Any) -> inputs.Options:
         spatial_unit=options.spatial_unit or None,
         um_per_px=options.um_per_px,
         bin_um=options.bin_um,
+        cells_um=options.cells_um,
         patch_px=options.patch_px,
     )
 

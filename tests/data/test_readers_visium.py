@@ -301,7 +301,9 @@ def test_folders_that_are_none_or_of_two_images(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match=r"binned_outputs/square_008um.*found the folders a"):
         datasets.load(_config(tmp_path, "visium_hd"))
-    with pytest.raises(InputError, match=r"one of: binned.* \(visium_hd\); spatial/.* \(visium\)"):
+    with pytest.raises(
+        InputError, match=r"one of: .*; binned.* \(visium_hd\); spatial/.* \(visium\)"
+    ):
         inputs.read_to_predict(tmp_path, inputs.Options())
     slide = layouts.visium_slide()
     layouts.write_visium(tmp_path / "a", slide)

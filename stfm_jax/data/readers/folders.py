@@ -1,8 +1,8 @@
 """Slides of instruments' folders: which platform wrote one, and a data set of several.
 
     <dir>/<slide>/...      as the platform wrote it: one folder for each slide
-    <dir>/slides.csv       optional: slide, and any of folder, image, patient, section, z_um,
-                           um_per_px
+    <dir>/slides.csv       optional: slide, and any of folder, image, alignment, patient,
+                           section, z_um, um_per_px
 
 Without slides.csv every folder in <dir> that the platform wrote is a slide; where <dir> itself is
 one, that alone.
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from stfm_jax.data.image import ImagePatches
-from stfm_jax.data.readers import plain, space_ranger, visium, visium_hd
+from stfm_jax.data.readers import plain, space_ranger, visium, visium_hd, xenium
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
 SHEET = "slides.csv"
-_COLUMNS = ("slide", "folder", "image", "patient", "section", "z_um", "um_per_px")
+_COLUMNS = ("slide", "folder", "image", "alignment", "patient", "section", "z_um", "um_per_px")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Options:
     counts: bool = True  # whether they are needed
     um_per_px: float | None = None  # over what the files say
     bin_um: float = 8.0  # of platforms that have bins
+    cells_um: float = 0.0  # squares that cells are added up in; 0: cells are spots
+    alignment: Path | None = None  # of the image, where it has a file
     fields: str = "data"  # section of the config that these come from, for messages
 
 
@@ -48,21 +50,32 @@ class Platform:
     image: Callable[[Path], Path | None]  # that its pixels refer to
 
 
-def _visium(folder: Path, name: str, options: Options) -> Slide:
-    given = dataclasses.asdict(options)
-    del given["bin_um"]
-    return visium.read(folder, name, **given)
+def _reads(read: Callable[..., Slide], *names: str) -> Callable[[Path, str, Options], Slide]:
+    """A platform's `read` as all are called, given those of the options that it has."""
 
+    def call(folder: Path, name: str, options: Options) -> Slide:
+        common = ("counts", "um_per_px", "fields")
+        return read(folder, name, **{key: getattr(options, key) for key in (*common, *names)})
 
-def _visium_hd(folder: Path, name: str, options: Options) -> Slide:
-    return visium_hd.read(folder, name, **dataclasses.asdict(options))
+    return call
 
 
 PLATFORMS = {  # in the order in which a folder is asked
-    "visium_hd": Platform(
-        visium_hd.LOOKED_FOR, visium_hd.is_one, _visium_hd, space_ranger.find_image
+    "xenium": Platform(
+        xenium.LOOKED_FOR,
+        xenium.is_one,
+        _reads(xenium.read, "cells_um", "alignment"),
+        xenium.find_image,
     ),
-    "visium": Platform(visium.LOOKED_FOR, visium.is_one, _visium, space_ranger.find_image),
+    "visium_hd": Platform(
+        visium_hd.LOOKED_FOR,
+        visium_hd.is_one,
+        _reads(visium_hd.read, "bin_um"),
+        space_ranger.find_image,
+    ),
+    "visium": Platform(
+        visium.LOOKED_FOR, visium.is_one, _reads(visium.read), space_ranger.find_image
+    ),
 }
 
 
@@ -77,6 +90,12 @@ def platform_of(folder: Path) -> Platform | None:
 
 def with_image(slide: Slide, image: str | Path) -> Slide:
     """The slide with patches of the image that its pixels refer to."""
+    if slide.um_per_px is None:
+        raise InputError(
+            f"{slide.where}: its places are micrometres, and nothing says where in the image "
+            f"{image} they are; add the alignment (Xenium: *_he_imagealignment.csv), or take the "
+            "image out of the folder."
+        )
     patches = ImagePatches(image, slide.coords_in, slide.um_per_px)
     return dataclasses.replace(slide, patches=patches)
 
@@ -102,11 +121,10 @@ def read_all(root: Path, reader: str, options: Options) -> dict[str, Slide]:
                 f"or choose the reader by --config.data.reader, of {', '.join(PLATFORMS)}."
             )
         scale = _number(row, "um_per_px", root)
-        slide = platform.read(
-            folder,
-            name,
-            options if scale is None else dataclasses.replace(options, um_per_px=scale),
-        )
+        own = {"um_per_px": scale} if scale is not None else {}
+        if "alignment" in row:
+            own["alignment"] = root / row["alignment"]
+        slide = platform.read(folder, name, dataclasses.replace(options, **own))
         image = root / row["image"] if "image" in row else platform.image(folder)
         if image is None:
             _LOG.info("%s: no image of full resolution in %s or beside it", slide.where, folder)

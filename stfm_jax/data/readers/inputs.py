@@ -30,6 +30,7 @@ class Options:
     spatial_unit: str | None = None
     um_per_px: float | None = None
     bin_um: float = 8.0
+    cells_um: float = 0.0
     patch_px: float | None = None  # of patches of embeddings
 
 
@@ -146,5 +147,7 @@ def _platform(path: Path) -> folders.Platform | None:
 
 
 def _read(path: Path, platform: folders.Platform, options: Options, counts: bool) -> Slide:
-    given = folders.Options(counts, options.um_per_px, options.bin_um, "predict")
+    given = folders.Options(
+        counts, options.um_per_px, options.bin_um, options.cells_um, fields="predict"
+    )
     return platform.read(path, folders.name_of(path), given)
