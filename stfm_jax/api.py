@@ -37,7 +37,10 @@ from stfm_jax.runtime.files import atomic_folder, read_json
 
 Data = anndata.AnnData | str | os.PathLike
 
-_OBS = ("in_tissue", "patient", "section", "parent", "measured", "z_um")  # what readers look at
+_OBS = (  # what readers look at
+    *("in_tissue", "patient", "section", "parent", "measured", "z_um"),
+    *("array_row", "array_col"),
+)
 _UNS = ("spatial_unit", "um_per_px", "encoder", "encoders", "z_um")
 _PLACES = ("spatial", "spatial3d")
 
@@ -313,10 +316,24 @@ def _relevant(adata: anndata.AnnData, features_key: str, counted: bool) -> annda
         },
         "uns": {name: adata.uns[name] for name in _UNS if name in adata.uns},
     }
+    if (libraries := _scalefactors(adata.uns.get("spatial"))) is not None:
+        kept["uns"]["spatial"] = libraries
     if not counted:
         return anndata.AnnData(**kept)
     layers = {"counts": adata.layers["counts"]} if "counts" in adata.layers else {}
     return anndata.AnnData(X=adata.X, var=adata.var[[]].copy(), layers=layers, **kept)
+
+
+def _scalefactors(spatial: Any) -> dict[str, Any] | None:
+    """What scanpy keeps of a slide's libraries, without their pictures."""
+    if not isinstance(spatial, Mapping):
+        return None
+    libraries = {name: about for name, about in spatial.items() if isinstance(about, Mapping)}
+    return {
+        name: {"scalefactors": about["scalefactors"]}
+        for name, about in libraries.items()
+        if "scalefactors" in about
+    }
 
 
 def _is_features(key: str, features_key: str) -> bool:

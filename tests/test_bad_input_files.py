@@ -39,7 +39,7 @@ CASES = [
         "a folder without slides",
         "train",
         lambda w: w.data.mkdir() or {"data__dir": str(w.data)},
-        ["data: expected one .h5ad file per slide"],
+        ["data: expected one .h5ad or .zarr per slide"],
     ),
     (
         "a file where the folder should be",

@@ -16,7 +16,7 @@ from typing import Any
 from stfm_jax.data import simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
 from stfm_jax.data.panel import find_genes
-from stfm_jax.data.readers import folders, h5ad, her2st, hest, transcripts
+from stfm_jax.data.readers import folders, h5ad, her2st, hest, transcripts, zarr_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -248,11 +248,11 @@ def _her2st(data) -> Dataset:
 
 def _anndata(data) -> Dataset:
     root = _folder(data.dir, "it should hold one .h5ad file per slide")
-    paths = sorted(root.glob("*.h5ad"))
+    paths = h5ad.slide_files(root)
     if not paths:
-        raise InputError(f"{root}: expected one .h5ad file per slide, found none.")
+        raise InputError(f"{root}: expected one .h5ad or .zarr per slide, found none.")
     slides = {
-        path.stem: h5ad.read(
+        zarr_store.name_of(path): h5ad.read(
             path,
             features_key=data.features_key,
             spatial_unit=data.spatial_unit or None,

@@ -240,7 +240,7 @@ def test_measured_needs_counts(tmp_path):
 def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="none: no such folder"):
         h5ad.read_folder_to_predict(tmp_path / "none")
-    with pytest.raises(InputError, match=r"expected one \.h5ad file for each section"):
+    with pytest.raises(InputError, match=r"expected one \.h5ad or \.zarr for each section"):
         h5ad.read_folder_to_predict(tmp_path)
     _stack().write_h5ad(tmp_path / "stack.h5ad")
     with pytest.raises(InputError, match=r"stack\.h5ad: .*names 3 \(S2, S3, S1\); split"):

@@ -1,4 +1,4 @@
-"""Slides from AnnData files, whoever wrote them, and slides into such files.
+"""Slides from AnnData files or zarr stores, whoever wrote them, and slides into such files.
 
 How an AnnData object becomes a slide is in `h5ad_slide.py`, counts read block by block are in
 `h5ad_counts.py`; writing predictions lives in `stfm_jax.predict`.
@@ -22,6 +22,7 @@ from anndata.io import read_elem
 from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.readers import h5ad_elements as elements
+from stfm_jax.data.readers import zarr_store
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -52,7 +53,7 @@ def read(
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
-        name=Path(path).stem,
+        name=zarr_store.name_of(path),
         source=str(path),
         features_key=features_key,
         counts_layer=counts_layer,
@@ -78,7 +79,7 @@ def read_to_predict(
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
-        name=Path(path).stem,
+        name=zarr_store.name_of(path),
         source=str(path),
         features_key=features_key,
         spatial_unit=spatial_unit,
@@ -105,7 +106,7 @@ def read_children(
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
-        name=Path(path).stem,
+        name=zarr_store.name_of(path),
         source=str(path),
         features_key=features_key,
         spatial_unit=spatial_unit,
@@ -176,10 +177,10 @@ def read_folder_to_predict(folder: str | Path, **options) -> list[Slide]:
         raise FileNotFoundError(
             f"{folder}: no such folder. Give a folder of .h5ad files, one for each section."
         )
-    paths = sorted(folder.glob("*.h5ad"))
+    paths = slide_files(folder)
     if not paths:
         raise InputError(
-            f"{folder}: expected one .h5ad file for each section of the stack, found none."
+            f"{folder}: expected one .h5ad or .zarr for each section of the stack, found none."
         )
     slides = []
     for path in paths:
@@ -190,8 +191,24 @@ def read_folder_to_predict(folder: str | Path, **options) -> list[Slide]:
                 f"{len(found)} ({elements.listed(s.section for s in found)}); split the file, or "
                 "give this file alone."
             )
-        slides.append(dataclasses.replace(found[0], name=path.stem))
+        slides.append(dataclasses.replace(found[0], name=zarr_store.name_of(path)))
     return _by_height(slides)
+
+
+def slide_files(folder: Path) -> list[Path]:
+    """AnnData files and zarr stores of a folder, sorted by name.
+
+    Raises:
+      InputError: two of one name.
+    """
+    ends = (".h5ad", *zarr_store.SUFFIXES)
+    paths = [p for p in sorted(folder.iterdir()) if p.name.endswith(ends)]
+    paths = [path for path in paths if not path.name.startswith(".")]
+    names = [zarr_store.name_of(path) for path in paths]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{folder}: has two files of the slide {twice[0]!r}; leave one of them.")
+    return paths
 
 
 def _sections(
@@ -208,7 +225,7 @@ def _sections(
         slides.append(
             slide_from_anndata(
                 adata if section == "" else adata[here].copy(),
-                name=Path(path).stem + (f"_{section}" if section else ""),
+                name=zarr_store.name_of(path) + (f"_{section}" if section else ""),
                 source=str(path),
                 features=None if features is None else features.take(here),
                 **options,
@@ -225,6 +242,8 @@ def _without_features(
     path: str | Path, features_key: str, counts_layer: str | None = None
 ) -> tuple[anndata.AnnData, feature_store.StoredFeatures | None]:
     """What a file holds, without its features where these can stay there."""
+    if zarr_store.is_store(path):
+        return zarr_store.load(path), None
     with reading(path), h5py.File(path) as file:
         adata = _annotations(file, features_key)
         features = None
@@ -291,6 +310,8 @@ def load(path: str | Path, how_to_get: str = _GET) -> anndata.AnnData:
       FileNotFoundError: there is no such file.
       InputError: it is empty, damaged, or no AnnData file.
     """
+    if zarr_store.is_store(path):
+        return zarr_store.load(path)
     with reading(path, how_to_get):
         with h5py.File(path, "r") as file:
             dense = isinstance(file.get("X"), h5py.Dataset)

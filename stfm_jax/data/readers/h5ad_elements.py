@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from stfm_jax.data import feature_blocks
 from stfm_jax.data.panel import gene_names, sum_duplicates
+from stfm_jax.data.readers import pitch, scanpy_scale
 from stfm_jax.data.slide import is_count
 from stfm_jax.errors import InputError
 
@@ -56,6 +57,8 @@ def spatial_unit(
     `fields` is the section of the config that the argument comes from, for messages.
     """
     given = argument if argument else adata.uns.get("spatial_unit")
+    if given is None and scanpy_scale.scalefactors(adata, where) is not None:
+        return "pixel"
     if given is None:
         raise InputError(
             f"{where}: the unit of obsm['spatial'] is not known; set uns['spatial_unit'] to 'um' "
@@ -70,8 +73,11 @@ def spatial_unit(
 def um_per_px(
     argument: float | None, adata: anndata.AnnData, where: str, fields: str = "data"
 ) -> float:
-    """Micrometres per pixel; see `spatial_unit`."""
+    """Micrometres per pixel; see `spatial_unit`, and `scanpy_scale` where neither gives it."""
     given = argument if argument is not None else adata.uns.get("um_per_px")
+    by_scanpy = scanpy_scale.scales(adata, where)
+    if given is None and by_scanpy:
+        return pitch.um_per_px(by_scanpy, where)
     if given is None:
         raise InputError(
             f"{where}: obsm['spatial'] is in pixels, but micrometres per pixel are not known; set "
@@ -83,7 +89,7 @@ def um_per_px(
         scale = np.nan
     if not (np.isfinite(scale) and scale > 0):
         raise InputError(f"{where}: um_per_px must be a number above 0, found {given!r}.")
-    return scale
+    return pitch.um_per_px({"um_per_px as given": scale, **by_scanpy}, where)
 
 
 def place(adata: anndata.AnnData, where: str) -> tuple[np.ndarray | None, float | None]:

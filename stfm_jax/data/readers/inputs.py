@@ -15,7 +15,7 @@ import pandas as pd
 
 from stfm_jax.data import embeddings
 from stfm_jax.data.expression import expression
-from stfm_jax.data.readers import folders, h5ad, h5ad_counts
+from stfm_jax.data.readers import folders, h5ad, h5ad_counts, tenx, zarr_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -47,8 +47,7 @@ def read_to_predict(path: str | Path, options: Options, look_for_image: bool = F
     """
     if _is_embeddings(path):
         return embeddings.at_patches(open_embeddings(path, options.patch_px), options.um_per_px)
-    path = Path(path)
-    platform = _platform(path)
+    path, platform = _platform(path)
     if platform is None:
         return h5ad.read_to_predict(
             path,
@@ -67,8 +66,7 @@ def read_counted(path: str | Path, options: Options) -> Slide:
     Raises:
       FileNotFoundError, InputError: as `read_to_predict`.
     """
-    path = Path(path)
-    platform = _platform(path)
+    path, platform = _platform(path)
     if platform is None:
         return h5ad.read(
             path,
@@ -89,11 +87,9 @@ def read_expression(
     """Normalised expression [n, g] of a slide's spots; None where it has no counts of all of it."""
     if _is_embeddings(path):
         return None
-    path = Path(path)
-    platform = _platform(path)
-    if platform is None:
+    if _platform(path)[1] is None and not zarr_store.is_store(path):
         return h5ad_counts.read_expression(path, barcodes, genes, normalization)
-    slide = _read(path, platform, options, counts=True)
+    slide = read_counted(path, options)
     rows = pd.Index(slide.barcodes).get_indexer(barcodes)
     if (rows < 0).any() or not set(genes) <= set(slide.genes):
         _LOG.info(
@@ -124,17 +120,24 @@ def open_embeddings(files: str | Path, patch_px: float | None) -> list[embedding
 
 def _is_embeddings(path: str | Path) -> bool:
     """Whether an input is a file of embeddings, or several; not whether it is a good one."""
-    return str(path).lower().endswith((".h5", ".hdf5", ".pt", ".pth"))
+    if str(path).lower().endswith((".pt", ".pth")):
+        return True
+    return str(path).lower().endswith((".h5", ".hdf5")) and not tenx.is_matrix(Path(path))
 
 
-def _platform(path: Path) -> folders.Platform | None:
-    """Of a folder; None of a file.
+def _platform(path: str | Path) -> tuple[Path, folders.Platform | None]:
+    """The folder to read and who wrote it; of a file and of a zarr store itself, and None.
+
+    A matrix of 10x stands for the folder that it lies in.
 
     Raises:
       InputError: a folder that nobody known wrote.
     """
-    if not path.is_dir():
-        return None
+    path = Path(path)
+    if path.suffix == ".h5" and path.is_file():
+        path = path.parent
+    if not path.is_dir() or zarr_store.is_store(path):
+        return path, None
     platform = folders.platform_of(path)
     if platform is None:
         known = "; ".join(f"{p.looked_for} ({name})" for name, p in folders.PLATFORMS.items())
@@ -143,7 +146,7 @@ def _platform(path: Path) -> folders.Platform | None:
             f"{path}: expected a slide to predict, a folder with one of: {known}; found {there}. "
             "Several slides are predicted one at a time."
         )
-    return platform
+    return path, platform
 
 
 def _read(path: Path, platform: folders.Platform, options: Options, counts: bool) -> Slide:

@@ -53,6 +53,11 @@ def similarity(
     return best
 
 
+def agree(one: float, other: float) -> bool:
+    """Whether two scales differ by no more than it takes to say so."""
+    return bool(abs(np.log(one / other)) <= np.log1p(_SAME))
+
+
 def um_per_px(scales: Mapping[str, float | None], where: str) -> float:
     """Micrometres per pixel by the first source that knows them; sources that differ are said.
 
@@ -63,7 +68,7 @@ def um_per_px(scales: Mapping[str, float | None], where: str) -> float:
     known = {name: float(scale) for name, scale in scales.items() if scale is not None}
     (taken, scale), *others = known.items()
     for name, other in others:
-        if abs(np.log(other / scale)) > np.log1p(_SAME):
+        if not agree(other, scale):
             _LOG.warning(
                 "%s: %.4g um per pixel by %s, which is taken, but %.4g by %s; one of them is of "
                 "another image",

@@ -72,6 +72,8 @@ def is_matrix(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return _group(file) is not None
+    except InputError:  # of several genomes
+        return True
     except (OSError, RuntimeError):
         return False
 

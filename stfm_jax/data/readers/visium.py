@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stfm_jax.data.readers import space_ranger
+from stfm_jax.data.readers import pitch, space_ranger
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -58,11 +58,14 @@ def read(
 
 def _scales(scalefactors: dict[str, Any], by_pitch: float) -> dict[str, float | None]:
     across = space_ranger.positive(scalefactors, "spot_diameter_fullres")
-    said = None
-    if across is not None:
-        scales = [diameter / across for diameter in DIAMETERS_UM]
-        said = min(scales, key=lambda scale: abs(np.log(scale / by_pitch)))
     return {
         "the distance of neighbouring spots": by_pitch,
-        "spot_diameter_fullres of scalefactors_json.json": said,
+        "spot_diameter_fullres of scalefactors_json.json": across and by_diameter(across, by_pitch),
     }
+
+
+def by_diameter(across_px: float, by_pitch: float) -> float:
+    """Micrometres per pixel by the spots' diameter: the one of DIAMETERS_UM that fits, or 65."""
+    scales = [diameter / across_px for diameter in DIAMETERS_UM]
+    fitting = [scale for scale in scales if pitch.agree(scale, by_pitch)] or scales[:1]
+    return min(fitting, key=lambda scale: abs(np.log(scale / by_pitch)))

@@ -1,0 +1,87 @@
+"""AnnData in zarr stores, a folder `.zarr` or a `.zarr.zip`, of formats 2 and 3.
+
+Read whole: what stays in an `.h5ad` until it is needed does not here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import anndata
+import zarr
+
+from stfm_jax.errors import InputError
+
+SUFFIXES = (".zarr", ".zarr.zip")
+_HEADS = (".zattrs", ".zgroup", "zarr.json")
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a path names a zarr store, by its name or what lies in it."""
+    path = Path(path)
+    named = path.name.lower().rstrip("/").endswith(SUFFIXES)
+    return named or (path.is_dir() and any((path / head).is_file() for head in _HEADS))
+
+
+def name_of(path: str | Path) -> str:
+    """A slide's name by that of its store, or of another file."""
+    path = Path(path)
+    ends = [suffix for suffix in SUFFIXES if path.name.endswith(suffix)]
+    return path.name.removesuffix(ends[-1]) if ends else path.stem
+
+
+def open_group(path: str | Path) -> zarr.Group:
+    """The root of a store.
+
+    Raises:
+      FileNotFoundError: there is no such store.
+      InputError: it is damaged, or no zarr store.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such store. Give the path of a .zarr folder.")
+    try:
+        store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
+        return zarr.open_group(store=store, mode="r")
+    except Exception as error:  # zarr's own classes, which no other name covers, and the codecs'
+        raise unreadable(path, error) from error
+
+
+def load(path: str | Path) -> anndata.AnnData:
+    """The AnnData that a store holds.
+
+    Raises:
+      FileNotFoundError: there is no such store.
+      InputError: it is damaged, or holds no AnnData.
+    """
+    group = open_group(path)
+    if group.attrs.get("encoding-type") != "anndata" and not {"obs", "var"} <= set(group):
+        raise InputError(
+            f"{path}: expected the AnnData of a slide (obs, var, obsm), found "
+            f"{', '.join(sorted(group)) or 'nothing'}."
+        )
+    return read_anndata(group, path)
+
+
+def read_anndata(group: zarr.Group, where: str | Path) -> anndata.AnnData:
+    """The AnnData of a group.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*names are not unique")
+            return anndata.read_zarr(group)
+    except Exception as error:  # as above
+        raise unreadable(where, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """The error about a store that could not be read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(
+        f"{path}: expected a zarr store with an AnnData, found one that cannot be read "
+        f"({reason}); get it again, or write it with anndata."
+    )
