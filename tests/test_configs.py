@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 
-from configs import base, hest
+from configs import base, hest, stimage
 from stfm_jax.data.datasets import READERS
 from stfm_jax.data.readers.hest import TASKS
 from stfm_jax.data.retrieval import Reach
@@ -84,6 +84,13 @@ def test_header_says_the_command(name):
     header = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
     assert f"python run.py --config=configs/{name}.py" in header
     assert "--workdir=" in header
+
+
+@pytest.mark.parametrize("tissue", stimage.TISSUES)
+def test_every_tissue_of_stimage_has_its_config(tissue):
+    config = load(f"stimage_{tissue}")
+    assert (config.data.reader, config.data.task) == ("stimage", tissue)
+    assert config == stimage.get_config(tissue)
 
 
 def test_every_hest_task_has_its_config():

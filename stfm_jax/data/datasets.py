@@ -16,12 +16,21 @@ from typing import Any
 from stfm_jax.data import simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
 from stfm_jax.data.panel import find_genes
-from stfm_jax.data.readers import folders, h5ad, her2st, hest, transcripts, zarr_store
+from stfm_jax.data.readers import folders, h5ad, her2st, hest, stimage, transcripts, zarr_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
-READERS = ("hest", "her2st", "anndata", *folders.PLATFORMS, "transcripts", "simulated", "tfds")
+READERS = (
+    "hest",
+    "her2st",
+    "anndata",
+    *folders.PLATFORMS,
+    "stimage",
+    "transcripts",
+    "simulated",
+    "tfds",
+)
 FOLDS = ("auto", "patient", "section", "published")
 
 
@@ -86,6 +95,8 @@ def load(
         dataset = _anndata(data)
     elif data.reader in folders.PLATFORMS:
         dataset = _instruments(data)
+    elif data.reader == "stimage":
+        dataset = _stimage(data)
     elif data.reader == "transcripts":
         dataset = _transcripts(data)
     elif data.reader == "simulated":
@@ -267,6 +278,14 @@ def _instruments(data) -> Dataset:
     root = _folder(data.dir, "it should hold one folder per slide, as the instrument wrote it")
     options = folders.Options(um_per_px=data.um_per_px, bin_um=data.bin_um, cells_um=data.cells_um)
     return Dataset(folders.read_all(root, data.reader, options), (), None, "")
+
+
+def _stimage(data) -> Dataset:
+    root = _folder(data.dir, stimage.HOW_TO_GET)
+    found = stimage.slides(root, data.task)
+    slides = {name: stimage.read(root, name, *about) for name, about in found.items()}
+    note = "studies stand for patients, which the data set does not tell"
+    return Dataset(slides, (), None, note)
 
 
 def _transcripts(data) -> Dataset:

@@ -10,10 +10,8 @@ tumor-associated cell type interactions, Nature Communications 2021 (almaan/her2
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ import scipy.sparse as sp
 
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.panel import sum_duplicates
-from stfm_jax.data.readers import pitch
+from stfm_jax.data.readers import dense_table, pitch, plain
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -128,7 +126,7 @@ def _table(base: Path, folder: str, stem: str) -> Path:
 def _read_selection(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except plain.DAMAGED as error:
         raise _damaged(path, error) from error
     absent = [column for column in _COLUMNS if column not in table]
     if absent:
@@ -155,26 +153,11 @@ def _spots(path: Path) -> pd.DataFrame:
 
 
 def _counts(path: Path) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
-    """Barcodes [n], genes [G] and counts [n, G] of a table, one dense row at a time.
-
-    Parsed by hand: pandas takes five times as long for a table of 15,000 columns.
-    """
-    barcodes, rows = [], []
+    """Barcodes [n], genes [G] and counts [n, G] of a table."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
-            genes = np.array(file.readline().rstrip("\r\n").split("\t")[1:], dtype=str)
-            for line in filter(str.strip, file):
-                barcode, *values = line.rstrip("\r\n").split("\t")
-                barcodes.append(barcode)
-                rows.append(sp.csr_matrix(np.array(values, dtype=np.float32)))
-        if len(genes) == 0 or len(rows) == 0:
-            raise ValueError("no genes or no spots")
-        counts = sp.csr_matrix(sp.vstack(rows))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        return dense_table.read(path, "\t")
+    except plain.DAMAGED as error:
         raise _damaged(path, error) from error
-    if counts.shape[1] != len(genes):
-        raise _damaged(path, f"{len(genes)} gene names, but {counts.shape[1]} columns")
-    return np.array(barcodes, dtype=str), genes, counts
 
 
 def _damaged(path: Path, reason: object) -> InputError:
