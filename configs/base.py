@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     config.devices = 0  # that share every batch; 0: all there are, of all processes
 
     data = config.data = ConfigDict()
-    # hest | her2st | anndata | visium | visium_hd | xenium | stimage | transcripts |
-    # simulated | tfds
+    # hest | her2st | anndata | visium | visium_hd | xenium | hest1k | stimage |
+    # transcripts | simulated | tfds
     data.reader = "anndata"
     data.dir = ""
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
     data.missing_genes = "error"  # or drop: go on with the panel's genes that every slide has
     data.standardize = "slide"  # image features, by each slide's own images, or by "training"
     data.folds = "auto"  # published, else patient, else section; or one of these three
-    data.task = ""  # hest: IDC, PRAD, ...; stimage: breast, kidney, ...
-    data.sections = ()  # her2st: C2, C3, ...; all, when empty
+    data.task = ""  # hest: IDC, PRAD, ...; hest1k: OncoTree code; stimage: breast, ...
+    data.sections = ()  # her2st: C2, C3, ...; hest1k: ids; all, when empty
     data.features_key = "features"  # anndata: key in obsm
     data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
     data.um_per_px = config_dict.placeholder(float)  # of every slide, over what its files say

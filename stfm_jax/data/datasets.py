@@ -15,8 +15,23 @@ from typing import Any
 
 from stfm_jax.data import simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
+from stfm_jax.data.folds import (
+    Fold,
+    leave_one_out,
+    leave_patients_out,
+    leave_sections_out,
+)
 from stfm_jax.data.panel import find_genes
-from stfm_jax.data.readers import folders, h5ad, her2st, hest, stimage, transcripts, zarr_store
+from stfm_jax.data.readers import (
+    folders,
+    h5ad,
+    her2st,
+    hest,
+    hest1k,
+    stimage,
+    transcripts,
+    zarr_store,
+)
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -26,20 +41,13 @@ READERS = (
     "her2st",
     "anndata",
     *folders.PLATFORMS,
+    "hest1k",
     "stimage",
     "transcripts",
     "simulated",
     "tfds",
 )
 FOLDS = ("auto", "patient", "section", "published")
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-    """Names of the training and test slides."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,8 @@ def load(
         dataset = _anndata(data)
     elif data.reader in folders.PLATFORMS:
         dataset = _instruments(data)
+    elif data.reader == "hest1k":
+        dataset = _hest1k(data)
     elif data.reader == "stimage":
         dataset = _stimage(data)
     elif data.reader == "transcripts":
@@ -123,86 +133,6 @@ def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[st
     if dataset.genes is None:
         return most_variable_genes(train, data.num_genes)
     return find_genes(list(dataset.slides.values()), list(dataset.genes), data.missing_genes)
-
-
-def leave_one_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
-    """Folds by patient; by section where there is one patient, which the report says.
-
-    Slides without a patient are patients of their own. None of one slide.
-    """
-    patients = {name: slide.patient or name for name, slide in slides.items()}
-    groups = sorted(set(patients.values()))
-    note = f"folds leave one of {len(groups)} patients out"
-    if len(groups) == 1:
-        patients = {name: name for name in slides}
-        groups = list(slides)
-        note = (
-            f"folds leave one of {len(groups)} sections of one patient out: this is not "
-            "generalisation to patients"
-        )
-    if len(groups) < 2:
-        return (), "one slide"
-    tests = [tuple(n for n in slides if patients[n] == group) for group in groups]
-    return _folds(slides, tests), note
-
-
-def leave_patients_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
-    """Folds that leave a patient out each (`data.folds=patient`).
-
-    Raises:
-      InputError: a slide's patient is not known, or there is one patient.
-    """
-    nameless = [name for name, slide in slides.items() if not slide.patient]
-    if nameless:
-        raise InputError(
-            f"config.data.folds=patient: expected every slide to say its patient, found "
-            f"{len(nameless)} of {len(slides)} that do not ({', '.join(nameless[:3])}); set "
-            "obs['patient'], or choose --config.data.folds=section."
-        )
-    patients = {slide.patient for slide in slides.values()}
-    if len(patients) < 2:
-        raise InputError(
-            f"config.data.folds=patient: expected slides of two patients or more, found "
-            f"{len(slides)} of {', '.join(map(repr, patients))}; choose "
-            "--config.data.folds=section, or give slides of another patient."
-        )
-    return leave_one_out(slides)
-
-
-def leave_sections_out(slides: dict[str, Slide]) -> tuple[tuple[Fold, ...], str]:
-    """Folds that leave a section out of every stack (`data.folds=section`).
-
-    Fold i tests the i-th section of every patient that has so many, in the data set's order; the
-    other sections of that patient are trained on. The only section of a patient is never tested.
-    Slides without a patient make one stack, as in `data.stack`.
-
-    Raises:
-      InputError: no patient has two sections.
-    """
-    groups: dict[str, list[str]] = {}
-    for name, slide in slides.items():
-        groups.setdefault(slide.patient, []).append(name)
-    stacks = [group for group in groups.values() if len(group) > 1]
-    alone = [group[0] for group in groups.values() if len(group) == 1]
-    if not stacks:
-        raise InputError(
-            f"config.data.folds=section: expected a patient with two sections or more, found "
-            f"{len(slides)} slides of {len(groups)} patients; choose --config.data.folds=patient."
-        )
-    longest = max(map(len, stacks))
-    tests = [tuple(stack[i] for stack in stacks if i < len(stack)) for i in range(longest)]
-    note = f"folds leave one section out of each of {len(stacks)} stacks"
-    if alone:
-        note += f" ({', '.join(alone)}, alone of a patient, always trained on)"
-    return _folds(slides, tests), f"{note}: this is not generalisation to patients"
-
-
-def _folds(slides: dict[str, Slide], tests: Sequence[Sequence[str]]) -> tuple[Fold, ...]:
-    """Folds that train on all slides that they do not test, both in the order of the slides."""
-    return tuple(
-        Fold(tuple(n for n in slides if n not in test), tuple(n for n in slides if n in test))
-        for test in tests
-    )
 
 
 def _split(dataset: Dataset, choice: str, reader: str) -> Dataset:
@@ -278,6 +208,17 @@ def _instruments(data) -> Dataset:
     root = _folder(data.dir, "it should hold one folder per slide, as the instrument wrote it")
     options = folders.Options(um_per_px=data.um_per_px, bin_um=data.bin_um, cells_um=data.cells_um)
     return Dataset(folders.read_all(root, data.reader, options), (), None, "")
+
+
+def _hest1k(data) -> Dataset:
+    root = _folder(data.dir, hest1k.HOW_TO_GET)
+    found = hest1k.slides(root, data.task, data.sections)
+    patients = hest1k.patients(found)
+    slides = {
+        name: hest1k.read(root, name, about, patient=patients[name], um_per_px=data.um_per_px)
+        for name, about in found.items()
+    }
+    return Dataset(slides, (), None, "")
 
 
 def _stimage(data) -> Dataset:

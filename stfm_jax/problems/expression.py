@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stfm_jax.data import datasets, stack
-from stfm_jax.data.datasets import Dataset, Fold
+from stfm_jax.data.datasets import Dataset
 from stfm_jax.data.expression import expression, most_variable_genes, require_genes
+from stfm_jax.data.folds import Fold
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.registration import KINDS
 from stfm_jax.data.slide import Slide

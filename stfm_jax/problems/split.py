@@ -11,13 +11,14 @@ import numpy as np
 
 from stfm_jax.data import coarsen, datasets
 from stfm_jax.data.coarsen import Pair
-from stfm_jax.data.datasets import Dataset, Fold
+from stfm_jax.data.datasets import Dataset
 from stfm_jax.data.expression import (
     gene_counts,
     most_expressed_genes,
     most_variable_counts,
     require_genes,
 )
+from stfm_jax.data.folds import Fold
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError

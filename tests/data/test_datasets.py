@@ -11,6 +11,7 @@ from hest_layout import toy_slide, write_embeddings, write_task
 
 from stfm_jax.data import datasets
 from stfm_jax.data.expression import most_variable_genes
+from stfm_jax.data.folds import leave_one_out, leave_patients_out, leave_sections_out
 from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 
@@ -21,7 +22,7 @@ def slides(**patients: str) -> dict:
 
 
 def test_folds_leave_patients_out():
-    folds, note = datasets.leave_one_out(slides(a1="A", b1="B", a2="A", c1="C"))
+    folds, note = leave_one_out(slides(a1="A", b1="B", a2="A", c1="C"))
     assert [(fold.train, fold.test) for fold in folds] == [
         (("b1", "c1"), ("a1", "a2")),
         (("a1", "a2", "c1"), ("b1",)),
@@ -31,13 +32,13 @@ def test_folds_leave_patients_out():
 
 
 def test_folds_leave_sections_out_where_there_is_one_patient_and_say_so():
-    folds, note = datasets.leave_one_out(slides(a1="A", a2="A"))
+    folds, note = leave_one_out(slides(a1="A", a2="A"))
     assert [fold.test for fold in folds] == [("a1",), ("a2",)]
     assert "sections of one patient" in note and "not generalisation" in note
 
 
 def test_slides_without_a_patient_are_patients_of_their_own():
-    folds, note = datasets.leave_one_out(slides(a1="", a2="", b1="B"))
+    folds, note = leave_one_out(slides(a1="", a2="", b1="B"))
     assert [fold.test for fold in folds] == [("b1",), ("a1",), ("a2",)] or len(folds) == 3
     assert "3 patients" in note
 
@@ -45,7 +46,7 @@ def test_slides_without_a_patient_are_patients_of_their_own():
 def test_a_section_is_left_out_of_every_stack():
     """Its siblings are trained on; a section without any is always trained on, never tested."""
     six = slides(a1="A", b1="B", a2="A", c1="C", b2="B", a3="A")
-    folds, note = datasets.leave_sections_out(six)
+    folds, note = leave_sections_out(six)
     assert [(fold.train, fold.test) for fold in folds] == [
         (("a2", "c1", "b2", "a3"), ("a1", "b1")),
         (("a1", "b1", "c1", "a3"), ("a2", "b2")),
@@ -54,8 +55,8 @@ def test_a_section_is_left_out_of_every_stack():
     assert "each of 2 stacks (c1, alone of a patient, always trained on)" in note
     assert "not generalisation" in note
     one = slides(a1="A", a2="A", a3="A")
-    assert datasets.leave_sections_out(one)[0] == datasets.leave_one_out(one)[0]
-    assert [fold.test for fold in datasets.leave_sections_out(slides(a="", b=""))[0]] == [
+    assert leave_sections_out(one)[0] == leave_one_out(one)[0]
+    assert [fold.test for fold in leave_sections_out(slides(a="", b=""))[0]] == [
         ("a",),
         ("b",),
     ]
@@ -86,17 +87,17 @@ def test_data_folds_chooses(tmp_path):
     [
         (
             {"a1": "A", "a2": "A"},
-            datasets.leave_patients_out,
+            leave_patients_out,
             "two patients or more, found 2 of 'A'; choose --config.data.folds=section",
         ),
         (
             {"a1": "A", "b1": ""},
-            datasets.leave_patients_out,
+            leave_patients_out,
             r"say its patient, found 1 of 2 that do not \(b1\); set obs\['patient'\]",
         ),
         (
             {"a1": "A", "b1": "B"},
-            datasets.leave_sections_out,
+            leave_sections_out,
             "two sections or more, found 2 slides of 2 patients",
         ),
     ],
@@ -108,7 +109,7 @@ def test_folds_that_the_data_cannot_give(patients, make, words):
 
 def test_one_slide_cannot_be_split(tmp_path):
     """But it can be scored by what was trained on others."""
-    assert datasets.leave_one_out(slides(a1="A"))[0] == ()
+    assert leave_one_out(slides(a1="A"))[0] == ()
     h5ad.write(tiny.slides(1)[0], tmp_path / "a1.h5ad")
     data = tiny.config(data__dir=str(tmp_path)).data
     with pytest.raises(InputError, match=r"a1: one slide alone.*at least two"):

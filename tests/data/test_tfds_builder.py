@@ -14,7 +14,8 @@ from hest_layout import toy_slide
 from tensorflow_datasets.core import shuffle
 
 from stfm_jax.data import datasets, tfds_builder, tfds_layout
-from stfm_jax.data.datasets import Dataset, Fold
+from stfm_jax.data.datasets import Dataset
+from stfm_jax.data.folds import Fold
 from stfm_jax.errors import InputError
 
 ARRAYS = ("barcodes", "coords_um", "coords_in", "genes", "features", "registered_um", "parent")

@@ -8,8 +8,8 @@ import tiny
 import tiny_stack
 
 from stfm_jax import experiment
-from stfm_jax.data.datasets import Fold
 from stfm_jax.data.expression import expression
+from stfm_jax.data.folds import Fold
 from stfm_jax.data.retrieval import Placed, Reach, retrieve
 from stfm_jax.experiment import Experiment
 from stfm_jax.models.centred_sum import WEIGHTS, CentredSum

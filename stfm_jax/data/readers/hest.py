@@ -140,7 +140,7 @@ def read(
     adata = h5ad.load(expression_path, how_to_get(task))
     has_patches = patches_path.is_file()
     if um_per_px is None and has_patches:
-        um_per_px = _patch_file_scale(patches_path, task)
+        um_per_px = _patch_file_scale(patches_path, how_to_get(task))
     if um_per_px is None and "um_per_px" not in adata.uns:
         um_per_px = _scale_from_pitch(adata, f"sample {sample_id} ({expression_path})")
     # HEST's in_tissue is a left-over of Space Ranger; the patches say what is under tissue.
@@ -153,7 +153,7 @@ def read(
         tissue_mask=False,
     )
     if has_patches:
-        slide = _with_patches(slide, patches_path, task)
+        slide = with_patches(slide, patches_path, how_to_get(task))
     if embed_root is not None and encoder is not None:
         path = embedding_path(embed_root, task, encoder, sample_id)
         stored = embedding_files.read(path)
@@ -223,9 +223,9 @@ def _paths(folder: Path, task: str, sample_id: str) -> tuple[Path, Path]:
     return folder / "adata" / f"{sample_id}.h5ad", folder / "patches" / f"{sample_id}.h5"
 
 
-def _patch_file_scale(path: Path, task: str) -> float | None:
+def _patch_file_scale(path: Path, advice: str) -> float | None:
     """Micrometres per pixel of the slide image, from the attributes of the stored patches."""
-    with _open_patches(path, task) as file:
+    with open_hdf5(path, ("img",), advice, advice) as file:
         attributes = dict(file["img"].attrs)
     if "pixel_size" in attributes:  # HEST-1k's files
         scale = float(attributes["pixel_size"])
@@ -259,19 +259,27 @@ def _scale_from_pitch(adata, where: str) -> float | None:
     return scale
 
 
-def _with_patches(slide: Slide, path: Path, task: str) -> Slide:
-    """The slide with its patches; spots without a patch are dropped, as the benchmark does."""
-    with _open_patches(path, task) as file:
+def with_patches(slide: Slide, path: Path, advice: str) -> Slide:
+    """The slide with its patches; spots without a patch are dropped, as the benchmark does.
+
+    Args:
+      path: `img` [n, 224, 224, 3], and a barcode of its own for each.
+      advice: how to get the file; ends messages about what is missing or damaged.
+
+    Raises:
+      InputError, FileNotFoundError: the file is missing or damaged, or of another slide.
+    """
+    with open_hdf5(path, ("img",), advice, advice) as file:
         key = "barcode" if "barcode" in file else "barcodes"
         if key not in file:
-            raise InputError(f"{path}: expected the dataset barcode. {how_to_get(task)}")
+            raise InputError(f"{path}: expected the dataset barcode. {advice}")
         barcodes = decode_strings(file[key][()])
         number = len(file["img"])
     row = {barcode: i for i, barcode in enumerate(barcodes)}
     if len(row) < number or len(barcodes) != number:
         raise InputError(
             f"{path}: expected one barcode of its own for each of {number} patches, found "
-            f"{len(barcodes)}, {len(row)} of them different. {how_to_get(task)}"
+            f"{len(barcodes)}, {len(row)} of them different. {advice}"
         )
     rows = np.array([row.get(barcode, -1) for barcode in slide.barcodes], dtype=int)
     found = rows >= 0
@@ -286,7 +294,3 @@ def _with_patches(slide: Slide, path: Path, task: str) -> Slide:
         )
         slide = slide.subset(found)
     return dataclasses.replace(slide, patches=H5Patches(path, rows[found], PATCH_UM_PER_PX))
-
-
-def _open_patches(path: Path, task: str):
-    return open_hdf5(path, ("img",), how_to_get(task), how_to_get(task))

@@ -8,6 +8,7 @@ with the bins and genes that have molecules, not with the molecules.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ _LAYOUTS = (  # gene, x, y in micrometres; a MERSCOPE table's x and y are pixels
     ("gene", "x", "y"),
 )
 _QUALITY = "qv"
-_CONTROLS = (
+CONTROLS = re.compile(  # features of Xenium and MERSCOPE that are no genes
     r"(?i)^(?:negcontrol|blank[-_]|antisense_|intergenic_|unassignedcodeword|deprecatedcodeword)"
 )
 _TABLES = (".parquet", ".csv", ".csv.gz")
@@ -154,7 +155,7 @@ def _binned(molecules: pd.DataFrame, path: Path, bin_um: float) -> pd.DataFrame:
     if len(gene) and isinstance(gene.iloc[0], bytes):  # of early Xenium files
         gene = gene.str.decode("utf-8")
     sums = _summed(pd.DataFrame({"i": i, "j": j, "gene": gene.to_numpy(), "n": 1}))
-    return sums[~sums["gene"].astype(str).str.match(_CONTROLS)]
+    return sums[~sums["gene"].astype(str).str.match(CONTROLS)]
 
 
 def _summed(molecules: pd.DataFrame) -> pd.DataFrame:
