@@ -202,6 +202,7 @@ def get_config() -> ConfigDict:
     predict.cells_um = 0.0  # of an input of Xenium, as data.cells_um
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
+    predict.spatialdata = False  # of a slide, also a store OUT.zarr for spatialdata
     predict.maps = True  # pictures beside the output
     predict.html = True  # of a stack, the view in 3D
     predict.children = ""  # srast: file of the children, with obs['parent']; else their lattice's

@@ -9,6 +9,8 @@ import platform_layouts as layouts
 import pytest
 import tiny
 
+from stfm_jax.data.readers import spatial_data
+
 FIELDS = {
     "methods": "mean,ridge",
     "encoder.name": "stain_texture",
@@ -95,3 +97,22 @@ def test_features_of_trident_are_predicted_at_their_patches(trained, tmp_path):
         outputs.append(anndata.read_h5ad(fields["predict__output"]))
     np.testing.assert_allclose(outputs[1].X, outputs[0].X, atol=1e-4)
     np.testing.assert_allclose(outputs[1].obsm["spatial_um"], given.obsm["spatial"], atol=0.01)
+
+
+def test_a_prediction_as_spatialdata_is_read_back(trained, tmp_path, capfd):
+    fields = {
+        "predict__input": str(trained.unseen),
+        "predict__output": str(tmp_path / "out.h5ad"),
+        "predict__method": "ridge",
+        "predict__spatialdata": True,
+    }
+    assert tiny.run(trained.config(**fields), trained.workdir, "predict") == 0
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    found = spatial_data.load(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(found.X, written.X)
+    np.testing.assert_array_equal(found.obsm["spatial"], written.obsm["spatial"])
+    assert list(found.obs_names) == list(written.obs_names)
+    before = tiny.contents(tmp_path)
+    assert tiny.run(trained.config(**fields), trained.workdir, "predict") == 2
+    assert "out.zarr is there already; take it away" in capfd.readouterr().err
+    assert tiny.contents(tmp_path) == before

@@ -22,7 +22,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request, Section, Standing, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
-from stfm_jax.predict import budget, features
+from stfm_jax.predict import budget, features, spatial_store
 from stfm_jax.predict.draw_store import DrawStore
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
@@ -107,6 +107,8 @@ def check_options(options: Any) -> None:
             "features come from --config.predict.image or from --config.predict.embeddings, found "
             "both; give one."
         )
+    if options.spatialdata:
+        spatial_store.check(output)
     if options.draws < MIN_DRAWS:
         raise InputError(
             f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
@@ -145,6 +147,8 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
         annotations.write_h5ad(temporary)
         _write_matrices(temporary, mean, store if draws else None, config.predict.draws)
     _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
+    if config.predict.spatialdata:
+        _LOG.info("%s: as SpatialData -> %s", slide.where, spatial_store.write(output))
     measured = _measured(config.predict, slide, genes, config.data.normalization)
     scores = None if measured is None else metrics.pearson(mean, measured)
     if scores is not None:

@@ -148,8 +148,11 @@ def test_bad_stores(tmp_path):
         (tmp_path / "cut.zarr.zip").write_bytes(b"PK")
         h5ad.read(tmp_path / "cut.zarr.zip")
     zarr.open_group(store=tmp_path / "other.zarr", mode="w").create_group("tables")
-    with pytest.raises(InputError, match=r"expected the AnnData of a slide .*found tables"):
+    with pytest.raises(InputError, match=r"expected one table, found 0 \(none\)"):
         h5ad.read(tmp_path / "other.zarr")
+    zarr.open_group(store=tmp_path / "image.zarr", mode="w").create_group("0")
+    with pytest.raises(InputError, match=r"expected the AnnData of a slide .*found 0"):
+        h5ad.read(tmp_path / "image.zarr")
     _write_zarr(_scanpy(layouts.visium_slide()), tmp_path / "bad.zarr", 2)
     for name in (".zmetadata", "obsm/spatial/.zarray"):
         (tmp_path / "bad.zarr" / name).write_text("{")

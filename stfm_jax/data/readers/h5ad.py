@@ -22,7 +22,7 @@ from anndata.io import read_elem
 from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.readers import h5ad_elements as elements
-from stfm_jax.data.readers import zarr_store
+from stfm_jax.data.readers import spatial_data, zarr_store
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -243,7 +243,7 @@ def _without_features(
 ) -> tuple[anndata.AnnData, feature_store.StoredFeatures | None]:
     """What a file holds, without its features where these can stay there."""
     if zarr_store.is_store(path):
-        return zarr_store.load(path), None
+        return spatial_data.load(path), None
     with reading(path), h5py.File(path) as file:
         adata = _annotations(file, features_key)
         features = None
@@ -311,7 +311,7 @@ def load(path: str | Path, how_to_get: str = _GET) -> anndata.AnnData:
       InputError: it is empty, damaged, or no AnnData file.
     """
     if zarr_store.is_store(path):
-        return zarr_store.load(path)
+        return spatial_data.load(path)
     with reading(path, how_to_get):
         with h5py.File(path, "r") as file:
             dense = isinstance(file.get("X"), h5py.Dataset)

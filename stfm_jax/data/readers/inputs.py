@@ -15,7 +15,7 @@ import pandas as pd
 
 from stfm_jax.data import embeddings
 from stfm_jax.data.expression import expression
-from stfm_jax.data.readers import folders, h5ad, h5ad_counts, tenx, zarr_store
+from stfm_jax.data.readers import folders, h5ad, h5ad_counts, spatial_data, tenx, zarr_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -112,7 +112,10 @@ def open_embeddings(files: str | Path, patch_px: float | None) -> list[embedding
       FileNotFoundError, InputError: as `embeddings.open_stored`.
     """
     paths = [path.strip() for path in str(files).split(",") if path.strip()]
-    found = [embeddings.open_stored(path) for path in paths]
+    found = [
+        spatial_data.open_tiles(path) if zarr_store.is_store(path) else embeddings.open_stored(path)
+        for path in paths
+    ]
     if patch_px is None:
         return found
     return [dataclasses.replace(each, side_px=patch_px) for each in found]
@@ -120,7 +123,7 @@ def open_embeddings(files: str | Path, patch_px: float | None) -> list[embedding
 
 def _is_embeddings(path: str | Path) -> bool:
     """Whether an input is a file of embeddings, or several; not whether it is a good one."""
-    if str(path).lower().endswith((".pt", ".pth")):
+    if str(path).lower().endswith((".pt", ".pth")) or spatial_data.is_tiles(path):
         return True
     return str(path).lower().endswith((".h5", ".hdf5")) and not tenx.is_matrix(Path(path))
 

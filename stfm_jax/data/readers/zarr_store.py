@@ -21,12 +21,20 @@ def is_store(path: str | Path) -> bool:
     """Whether a path names a zarr store, by its name or what lies in it."""
     path = Path(path)
     named = path.name.lower().rstrip("/").endswith(SUFFIXES)
-    return named or (path.is_dir() and any((path / head).is_file() for head in _HEADS))
+    inside = path.is_dir() and any((path / head).is_file() for head in _HEADS)
+    return named or inside or root_of(path) != path
+
+
+def root_of(path: str | Path) -> Path:
+    """The store of a path; of a table of SpatialData, `X.zarr/tables/<table>`, that around it."""
+    path = Path(path)
+    around = path.parent.parent
+    return around if path.parent.name == "tables" and is_store(around) else path
 
 
 def name_of(path: str | Path) -> str:
     """A slide's name by that of its store, or of another file."""
-    path = Path(path)
+    path = root_of(path)
     ends = [suffix for suffix in SUFFIXES if path.name.endswith(suffix)]
     return path.name.removesuffix(ends[-1]) if ends else path.stem
 
