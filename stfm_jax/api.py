@@ -76,6 +76,7 @@ class Model:
         features_key: str = "features",
         embeddings: str | os.PathLike | None = None,
         weights: str | os.PathLike | None = None,
+        library: float | None = None,
         children: Data | None = None,
         sections: Sequence[str] = (),
     ) -> anndata.AnnData:
@@ -95,6 +96,7 @@ class Model:
             paths with commas between.
           weights: folder of the encoder that is to embed the image, or NAME=FOLDER of several;
             None: as in training.
+          library: counts of a whole spot that log1p is predicted for; None: the median of training.
           children: of a method that splits counts, the finer spots, which name their parents in
             `obs['parent']`.
           sections: of a stack, those to generate whatever counts they hold.
@@ -122,6 +124,7 @@ class Model:
                 "spatial_unit": spatial_unit or "",
                 "features_key": features_key,
                 "embeddings": _path_or_empty(embeddings),
+                "library": library,
                 "sections": tuple(sections),
                 "maps": False,
                 "html": False,

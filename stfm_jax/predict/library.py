@@ -17,7 +17,7 @@ Scaled = Callable[[np.ndarray], np.ndarray]
 
 
 def trained_on(model: Model) -> float | None:
-    """Median UMI of a spot, the median of the training slides; None where the model does not say."""
+    """Median UMI of a spot, the median of training slides; None where the model does not say."""
     known = [about["library"] for about in model.slides.values() if "library" in about]
     return float(np.median(known)) if known else None
 

@@ -22,10 +22,11 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request, Section, Standing, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
-from stfm_jax.predict import budget, features, spatial_store
+from stfm_jax.predict import budget, features, library, spatial_store
 from stfm_jax.predict.draw_store import DrawStore
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
+from stfm_jax.score import expected
 from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
@@ -123,6 +124,8 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
     `obsm['spatial']` as it came in and `['spatial_um']`; normalisation and provenance in `uns`. Of
     a method that knows how far the slide is from the training slides, `obs['distance']` and
     `uns['stfm']['distance_ratio']`, in units of left-out training slides.
+    `var` says how well each gene did on slides left out in training, `uns['stfm']['library']` which
+    counts of a spot log1p was predicted for.
     The slide's expression is not looked at. Where the input file holds counts, the map shows them
     beside the prediction, and the log says the Pearson correlation; nothing was fitted to them.
 
@@ -134,12 +137,13 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
     """
     output, genes = Path(config.predict.output), [str(gene) for gene in model.genes.scored]
     n, g = slide.num_spots, len(genes)
+    scaled = library.scaled_to(model, config.predict.library, config.data.normalization)
     with atomic_path(output) as temporary, DrawStore(output.parent, n, g) as store:
         case = Section(slide, familiar=model.familiar(slide))
         predicted = model.method.predict(model.state, case, request_of(model, config))
         for draw in predicted.draws or ():
-            store.append(gathered(draw, n)[:, :g])
-        mean = gathered(predicted.mean, n)[:, :g]
+            store.append(scaled(gathered(draw, n)[:, :g]))
+        mean = scaled(gathered(predicted.mean, n)[:, :g])
         draws = predicted.draws is not None
         annotations = _annotations(model, slide, config, checkpoint, draws)
         if predicted.standing is not None:
@@ -166,13 +170,16 @@ def _annotations(
     """Everything of the output but its matrices."""
     adata = anndata.AnnData(
         obs=pd.DataFrame(index=pd.Index(slide.barcodes.astype(str))),
-        var=pd.DataFrame(index=pd.Index([str(gene) for gene in model.genes.scored])),
+        var=expected.columns(model.expected, [str(gene) for gene in model.genes.scored]),
         obsm={"spatial": slide.coords_in, "spatial_um": slide.coords_um},
     )
     adata.uns["normalization"] = config.data.normalization
     adata.uns["spatial_unit"] = slide.spatial_unit
     adata.uns["encoder"] = model.encoder
     adata.uns |= provenance(model, config, checkpoint, draws)
+    assumed = config.predict.library or library.trained_on(model)
+    if config.data.normalization == "log1p" and assumed:
+        adata.uns["stfm"]["library"] = float(assumed)
     return adata
 
 

@@ -7,18 +7,18 @@ import dataclasses
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
-from stfm_jax import store
+from stfm_jax import experiment
 from stfm_jax.data import embeddings, feature_store
 from stfm_jax.errors import InputError
-from stfm_jax.models import table
 from stfm_jax.models.method import Section, gathered
 from stfm_jax.models.stflow import memory, whole_slide
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
-from stfm_jax.predict import budget, draw_store
+from stfm_jax.predict import budget, draw_store, library
 from stfm_jax.predict import slide as predict
 from stfm_jax.regression import regressors
 
@@ -27,8 +27,7 @@ GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def model(trained):
-    method = table.build("stflow", trained.config())
-    return store.load(tiny.place(trained.workdir, None) / "model", method)
+    return experiment.load_model(trained.config(), trained.workdir)[0]
 
 
 @pytest.fixture
@@ -151,6 +150,41 @@ def test_output_opens_backed_and_holds_the_spread_of_the_draws(trained, model, c
     about = out.uns["stfm"]
     assert about["distance_ratio"] < about["distance_usual"] < about["distance_stranger"]
     assert about["flexible_share"] == 1.0 and about["familiar_patient"]
+    assert about["library"] == library.trained_on(model) > 1
+    rows = pd.read_csv(trained.workdir / "per_gene.csv")
+    rows = rows[(rows["method"] == "stflow") & (rows["gene"] == out.var_names[0])]
+    assert out.var["expected_pearson"].iloc[0] == pytest.approx(rows["pearson"].mean())
+
+
+def test_another_library_size(trained, model, tmp_path):
+    """Counts twice as deep: expm1 of the mean and of the quantiles doubles."""
+    plain = predicted(trained, model, tmp_path)
+    twice = {"predict__library": 2 * library.trained_on(model)}
+    out = predicted(trained, model, tmp_path, **twice)
+    for name in (None, "q90"):
+        ratio = np.expm1(out.layers[name] if name else out.X)
+        given = np.expm1(plain.layers[name] if name else plain.X)
+        np.testing.assert_allclose(ratio, 2 * given, rtol=1e-3, atol=1e-4)
+    assert out.uns["stfm"]["library"] == twice["predict__library"]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"predict__library": 0.0}, "must be positive, found 0.0"),
+        ({"predict__library": 9.0, "data__normalization": "log1p_cp10k"}, "no library size"),
+    ],
+)
+def test_library_sizes_that_cannot_be(trained, model, tmp_path, given, message):
+    with pytest.raises(InputError, match=message):
+        predicted(trained, model, tmp_path, **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_does_not_know_its_library_size(trained, model, tmp_path):
+    old = dataclasses.replace(model, slides={"a": {"spots": 3, "patient": ""}})
+    with pytest.raises(InputError, match="does not say what library sizes"):
+        predicted(trained, old, tmp_path, predict__library=9.0)
 
 
 def test_an_error_in_a_draw_leaves_nothing(trained, model, chunked, tmp_path, monkeypatch):
