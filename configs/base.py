@@ -44,6 +44,7 @@ def tissue() -> ConfigDict:
             "stranger_depth": 0.0,
             "stranger_mixture": 0.0,
             "stranger_programs": 0.0,
+            "stranger_genes": 0.0,
             "stranger_panel": 0.0,
         }
     )

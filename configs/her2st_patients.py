@@ -19,7 +19,8 @@ from configs import base, demo
 
 def get_config():
     config = base.get_config()
-    config.methods = ("ridge", "ridge_smooth", "ridge_context", "kernel_ridge", "stflow")
+    regressions = ("ridge", "ridge_smooth", "ridge_context", "ridge_reduced", "kernel_ridge")
+    config.methods = (*regressions, "gated", "anchor", "stflow")
     config.data.reader = "her2st"
     config.data.dir = "../shared/her2st_lowres"
     config.data.folds = "patient"

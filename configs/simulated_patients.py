@@ -26,7 +26,8 @@ from configs import base, demo
 
 def get_config():
     config = base.get_config()
-    config.methods = ("ridge", "ridge_smooth", "ridge_context", "kernel_ridge", "stflow")
+    regressions = ("ridge", "ridge_smooth", "ridge_context", "ridge_reduced", "kernel_ridge")
+    config.methods = (*regressions, "gated", "anchor", "stflow")
     config.data.reader = "simulated"
     config.data.seeds = (0, 1, 2, 3, 4, 5)
     config.data.test_patients = 3

@@ -115,7 +115,7 @@ def tissue_rates(volume: Volume, section: int) -> np.ndarray:
     programs = volume.tissue.programs(volume.truth[section].points_um)
     library, shares = _rna(mixtures, cell_density(mixtures))
     rates = library[:, None] * _expressed(volume.signatures, shares, programs)
-    return rates * volume.patient.detected
+    return rates * volume.patient.level * volume.patient.detected
 
 
 def signatures(params: TissueParams) -> Signatures:
@@ -261,7 +261,7 @@ def _measure(
         log_depth = params.depth_smooth * depth_field(at)[:, 0]
         log_depth = log_depth + params.depth_noise * rng.normal(size=len(at))
         depth = patient.depth * np.exp(log_depth)
-        mu = _mean_counts(params, genes, mixtures, programs, depth, rng)
+        mu = patient.level * _mean_counts(params, genes, mixtures, programs, depth, rng)
         counts = sample_zinb(rng, mu, genes.theta, genes.pi)
         counts *= patient.detected  # not mu: other genes' draws would change
         detected = (1 - genes.pi) * patient.detected

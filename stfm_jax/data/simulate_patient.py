@@ -1,4 +1,4 @@
-"""How simulated patients differ: stain, scanner, depth, mixture, shown programs, gene panel.
+"""How simulated patients differ: stain, scanner, depth, mixture, programs shown, genes.
 
 Seeds alone make near strangers: other tissue, a little other stain and depth. Each dial of
 `TissueParams` (`stranger_*`) adds one difference more, in proportion to it and of a random stream
@@ -22,6 +22,7 @@ BLUR_UM, GAIN, PIXEL = 1.5, 0.12, 0.3  # the blur's sigma is half-normal; log ga
 DEPTH = 0.8  # of log depth
 DOMAIN, CELL_TYPE = 0.5, 0.7  # of the domains' logits, of the log shares of cell types
 SHOWN = 0.9  # correlation of a shown program with the image; each is shown with probability 1/2
+LEVEL = np.log(4.0)  # of the log mean of a gene
 LOST = 0.15  # probability that a gene is not detected
 _MOST_SHOWN, _MOST_LOST = 0.95, 0.9
 
@@ -38,6 +39,7 @@ class Patient:
     domain_shift: np.ndarray  # [domains] added to the domains' bias
     type_shift: np.ndarray  # [types] float32, added to the log shares of cell types
     shown: np.ndarray  # [programs] float32, correlation of each with the shape of the domains
+    level: np.ndarray  # [g] factor of each gene's mean, the same at all spots
     detected: np.ndarray  # [g] bool, whether the panel has a gene
 
     def stain(self, k: int) -> Stain:
@@ -68,6 +70,9 @@ def draw_patient(params: TissueParams, seed: int, name: str) -> Patient:
     lost = min(params.stranger_panel * LOST, _MOST_LOST)
     shift = params.stranger_mixture * DOMAIN * mixture.normal(size=len(DOMAINS))
     types = params.stranger_mixture * CELL_TYPE * mixture.normal(size=len(CELL_TYPES))
+    level = (
+        params.stranger_genes * LEVEL * stream(seed, "stranger genes").normal(size=params.num_genes)
+    )
     return Patient(
         name=name,
         seed=seed,
@@ -77,6 +82,7 @@ def draw_patient(params: TissueParams, seed: int, name: str) -> Patient:
         domain_shift=shift,
         type_shift=types.astype(np.float32),
         shown=(shown * min(params.stranger_programs * SHOWN, _MOST_SHOWN)).astype(np.float32),
+        level=np.exp(level),
         detected=stream(seed, "stranger panel").uniform(size=params.num_genes) >= lost,
     )
 

@@ -9,7 +9,7 @@ on, so does what was best on each of them left out.
 
 Draws stand back likewise. To each is added an offset of every gene, the same all over the slide:
 the mean of a gene in another patient is not in the image. Its size is that between the training
-patients; of one patient, a fourfold change of counts, which log1p shows less of where counts are low.
+patients; of one patient, a fourfold change of counts, of which log1p shows less where they are low.
 
 No constant here was chosen by a stranger; they are [ours]: the strength and the axes were the best
 of three each on simulated patients.

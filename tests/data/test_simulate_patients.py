@@ -23,6 +23,7 @@ CHANGES = {
     "stranger_depth": {"depth", "mean", "counts"},
     "stranger_mixture": {"domains", "mixtures", "image", "mean", "counts"},
     "stranger_programs": {"programs", "mean", "counts"},
+    "stranger_genes": {"mean", "counts"},
     "stranger_panel": {"mean", "counts"},
 }
 
@@ -106,6 +107,13 @@ def test_depth_is_one_factor_of_all_counts(near):
     np.testing.assert_allclose((half / near.truth[0].depth) ** 2, factor)
     logs = [np.log(far("stranger_depth", 1.0, seed).patient.depth) for seed in range(30)]
     assert 0.5 < np.std(logs) < 1.2
+
+
+def test_genes_have_levels_of_their_own_in_each_patient(near):
+    ratio = far("stranger_genes", 0.5).truth[0].mean / near.truth[0].mean
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[0], ratio.shape), rtol=1e-4)
+    logs = np.log([far("stranger_genes", 1.0, seed).patient.level for seed in range(20)])
+    assert np.std(logs) == pytest.approx(np.log(4.0), rel=0.1)
 
 
 def test_patients_mixtures_lie_further_apart():
