@@ -49,7 +49,7 @@ clean:
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet -e ".[test]"
+	$(BIN)/python -m pip install --quiet -e ".[test,slides]"
 	touch $@
 
 # timm without its dependencies: of torchvision the tests use nothing (tests/optional.py).

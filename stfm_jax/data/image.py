@@ -1,91 +1,90 @@
-"""H&E patches from image files: `ImagePatches` crops a slide image, `H5Patches` reads HEST patches.
+"""H&E patches from files: `ImagePatches` crops a slide's image, `H5Patches` reads HEST patches.
 
-Both implement `PatchSource`. Simulated images live in `simulate_patches.py`; which image belongs to
-which slide is known by the readers.
+Both implement `PatchSource`. How image files are read is `images/`. Simulated images live in
+`simulate_patches.py`; which image belongs to which slide is known by the readers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+import copy
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from stfm_jax.data.hdf5 import open_hdf5
+from stfm_jax.data.images.opening import open_image
+from stfm_jax.data.images.sampling import coarsest
 from stfm_jax.data.patches import PatchSource
 from stfm_jax.errors import InputError
 
-MAX_PIXELS = 2_000_000_000  # [ours] decoding takes about 7 bytes a pixel: 14 GB
-_STRIP_ROWS = 512
-_MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits a channel or less
-_PILLOW = threading.Lock()
 _GET_H5 = "HEST's patches/<id>.h5 come with the task's folder."
 _MEND_H5 = "download the file again."
 
 
 class ImagePatches:
-    """Patches around pixel coordinates of one image file (JPEG, PNG or TIFF).
+    """Patches around pixel coordinates of one image, of any kind that `images.opening` opens.
 
-    The header is read, and the coordinates are checked, at once; the image is decoded at the first
-    `read` and kept as uint8 [height, width, 3] until `close` (or the end of a `with` block), after
-    which another `read` decodes it again. Decoding 92 megapixels peaks below 1 GiB.
+    The header is read, and the coordinates are checked, at once; pixels at the first `read`. Of a
+    file with tiles those under a patch alone are decoded; of PNG and JPEG the whole image, which is
+    kept as uint8 [height, width, 3] until `close` (or the end of a `with` block).
     """
 
     def __init__(self, path: str | Path, coords_px: np.ndarray, um_per_px: float):
         """
         Args:
           path: image file.
-          coords_px: [n, 2] (x, y), centres of the patches in pixels of the image.
-          um_per_px: micrometres per pixel of the image.
+          coords_px: [n, 2] (x, y), centres of the patches in pixels of the image (its level 0).
+          um_per_px: micrometres per such pixel.
 
         Raises:
           InputError: no readable image, too large an image, or coordinates outside it.
         """
         self.path = Path(path)
         self.coords_px = np.asarray(coords_px, dtype=np.float64)
-        self.um_per_px = float(um_per_px)
-        self._pixels: np.ndarray | None = None
-        with _opened(self.path) as image:
-            self.width, self.height = image.size
-        _check_scale(self.um_per_px, self.path)
+        self.image, self.level = open_image(path), 0
+        self.width, self.height = self.image.size
+        self._um_per_px = float(um_per_px)  # of level 0
+        _check_scale(self._um_per_px, self.path)
         self._check_coords()
+
+    @property
+    def um_per_px(self) -> float:
+        """Of the patches that `read` returns."""
+        return self._um_per_px * self.image.ratio(self.level)
+
+    def at(self, um_per_px: float) -> ImagePatches:
+        """These patches from the coarsest level whose pixels are no larger; the file is shared."""
+        other = copy.copy(self)
+        other.level = coarsest(self.image, um_per_px / self._um_per_px)
+        return other
 
     def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
         """Patches [b, p, p, 3] uint8 of some spots; see `PatchSource.read`."""
         indices = _checked(indices, len(self.coords_px), self.path)
         side = _side(size_um, self.um_per_px, self.path)
-        pixels = self._decoded()
-        corners = np.floor(self.coords_px[indices] - side / 2 + 0.5).astype(int)
+        width, height = self.image.levels[self.level]
+        centres = self.coords_px[indices] * (width / self.width, height / self.height)
+        corners = np.floor(centres - side / 2 + 0.5).astype(int)
         patches = np.empty((len(indices), side, side, 3), dtype=np.uint8)
         for patch, (x, y) in zip(patches, corners, strict=True):
-            if 0 <= x <= self.width - side and 0 <= y <= self.height - side:
-                patch[:] = pixels[y : y + side, x : x + side]
+            if 0 <= x <= width - side and 0 <= y <= height - side:
+                patch[:] = self.image.read(self.level, x, y, side, side)
             else:
-                rows = _reflected(y, side, self.height)
-                patch[:] = pixels[rows[:, None], _reflected(x, side, self.width)]
+                rows, columns = _reflected(y, side, height), _reflected(x, side, width)
+                (top, low), (left, right) = _ends(rows), _ends(columns)
+                pixels = self.image.read(self.level, left, top, right - left, low - top)
+                patch[:] = pixels[(rows - top)[:, None], columns - left]
         return patches
 
     def close(self) -> None:
-        """Frees the decoded image."""
-        self._pixels = None
+        """Frees the file, and what of it was decoded."""
+        self.image.close()
 
     def __enter__(self) -> ImagePatches:
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_pixels": None}
-
-    def _decoded(self) -> np.ndarray:
-        if self._pixels is None:
-            with _opened(self.path) as image:
-                self._pixels = _decode(image)
-        return self._pixels
 
     def _check_coords(self) -> None:
         shape = self.coords_px.shape
@@ -171,59 +170,15 @@ def release(patches: PatchSource | None) -> None:
         patches = getattr(patches, "base", None)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, header read; decoding errors inside the block become InputErrors."""
-    if not path.is_file():
-        raise InputError(f"{path}: expected an image, but there is no such file; check the path.")
-    try:
-        with _without_limit():
-            image = Image.open(path)
-        with image:
-            if image.mode not in _MODES:
-                raise InputError(
-                    f"{path}: expected an 8-bit colour image, found mode {image.mode!r}; convert "
-                    "it to RGB."
-                )
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: expected at most {MAX_PIXELS / 1e9:g} gigapixels, found "
-                    f"{image.width} x {image.height}; scale the image (and the coordinates) down."
-                )
-            yield image
-    except (OSError, SyntaxError, EOFError) as error:  # SyntaxError: Pillow's broken PNG
-        raise InputError(
-            f"{path}: expected a readable JPEG, PNG or TIFF image, but it is empty or damaged "
-            f"({error}); get the file again."
-        ) from error
-
-
-@contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
-    """Lifts Pillow's process-wide limit of 89 megapixels; ours is MAX_PIXELS."""
-    with _PILLOW:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _decode(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3], copied in strips: Pillow's own copy is not doubled."""
-    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for top in range(0, image.height, _STRIP_ROWS):
-        bottom = min(top + _STRIP_ROWS, image.height)
-        strip = image.crop((0, top, image.width, bottom))
-        pixels[top:bottom] = np.asarray(strip.convert("RGB"))
-    return pixels
-
-
 def _reflected(start: int, side: int, length: int) -> np.ndarray:
     """Positions start .. start + side - 1 folded back into 0 .. length - 1, edges repeated."""
     folded = np.arange(start, start + side) % (2 * length)
     return np.where(folded < length, folded, 2 * length - 1 - folded)
+
+
+def _ends(positions: np.ndarray) -> tuple[int, int]:
+    """The first position, and the one behind the last."""
+    return int(positions.min()), int(positions.max()) + 1
 
 
 def _checked(indices: np.ndarray, n: int, path: Path) -> np.ndarray:

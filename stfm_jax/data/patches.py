@@ -32,3 +32,12 @@ class PatchSource(Protocol):
             `size_um` (message says how large they are).
         """
         ...
+
+
+def at_scale(source: PatchSource, um_per_px: float) -> PatchSource:
+    """The source with pixels as large as may be, but no larger than this; or as it is.
+
+    Of an image with levels, seen through `SubsetPatches` too; whatever has one scale keeps it.
+    """
+    at = getattr(source, "at", None)
+    return source if at is None else at(um_per_px)

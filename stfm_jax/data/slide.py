@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from stfm_jax.data import feature_store
-from stfm_jax.data.patches import PatchSource
+from stfm_jax.data.patches import PatchSource, at_scale
 from stfm_jax.errors import InputError
 
 JOINED_BY = "+"  # between the names of several encoders
@@ -96,6 +96,9 @@ class SubsetPatches:
     @property
     def um_per_px(self) -> float:
         return self.base.um_per_px
+
+    def at(self, um_per_px: float) -> SubsetPatches:
+        return dataclasses.replace(self, base=at_scale(self.base, um_per_px))
 
     def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
         return self.base.read(self.index[indices], size_um)

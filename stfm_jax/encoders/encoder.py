@@ -16,7 +16,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from stfm_jax.data.feature_store import spans
-from stfm_jax.data.patches import PatchSource
+from stfm_jax.data.patches import PatchSource, at_scale
 from stfm_jax.encoders import stain_texture
 from stfm_jax.encoders.preprocess import Preprocess
 from stfm_jax.errors import InputError
@@ -128,6 +128,7 @@ class StainTexture(Encoder):
 
     def blocks(self, source: PatchSource, spots: np.ndarray) -> Iterator[np.ndarray]:
         """On all cores, some blocks for each at a time."""
+        source = at_scale(source, self.um_per_px[0])
         jobs = max(1, min(os.cpu_count() or 1, -(-len(spots) // self.BLOCK)))
         with Parallel(n_jobs=jobs) as parallel:
             for some in spans(len(spots), self.BLOCK * jobs * 2):

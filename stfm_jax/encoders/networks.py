@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stfm_jax.data.feature_store import spans
-from stfm_jax.data.patches import PatchSource
+from stfm_jax.data.patches import PatchSource, at_scale
 from stfm_jax.encoders import efficientnet, preprocess, resnet, vit
 from stfm_jax.encoders.encoder import Encoder, checked
 from stfm_jax.encoders.preprocess import Preprocess
@@ -99,9 +99,11 @@ class Network(Encoder):
         """The next block is read while one is computed."""
         self._tell_of_coarse(source)
         size, waiting = _block()[0], None
+        sources = [at_scale(source, each) for each in self.um_per_px]
         for some in spans(len(spots), size):
             at = spots[some]
-            views = [_padded(source.read(at, field), size) for field in self.fields_um]
+            fields = zip(sources, self.fields_um, strict=True)
+            views = [_padded(each.read(at, field), size) for each, field in fields]
             computing = jnp.concatenate([self._start(view) for view in views], axis=1)
             if waiting is not None:
                 yield np.asarray(waiting[0])[: waiting[1]]

@@ -52,7 +52,7 @@ def test_other_modes_and_tiff(tmp_path, picture, mode):
 
 
 def test_decoded_lazily_once_and_freed(picture, monkeypatch):
-    from stfm_jax.data import image as module
+    from stfm_jax.data.images import pillow_image as module
 
     path, _ = picture
     calls = []
@@ -68,9 +68,9 @@ def test_decoded_lazily_once_and_freed(picture, monkeypatch):
     assert len(calls) == 2
     with patches:
         patches.read([0], 4)
-    assert patches._pixels is None and len(calls) == 2
+    assert patches.image._open is None and len(calls) == 2
     patches.read([0], 4)
-    assert pickle.loads(pickle.dumps(patches))._pixels is None
+    assert pickle.loads(pickle.dumps(patches)).image._open is None
     release(None)
 
 
@@ -114,7 +114,7 @@ def test_missing_empty_and_damaged_images(tmp_path, picture):
 
 
 def test_large_images_open_and_the_limit_of_pillow_stays(tmp_path, monkeypatch):
-    from stfm_jax.data import image as module
+    from stfm_jax.data.images import pillow_image as module
 
     Image.new("1", (200, 200)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

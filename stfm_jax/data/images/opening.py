@@ -1,0 +1,102 @@
+"""Which library opens an image file, and what to say where none does.
+
+PNG and JPEG: Pillow. Slides of scanners' makers: OpenSlide. OME and all other TIFFs: tifffile,
+since OpenSlide sees one level of an OME pyramid, one of three grey pages, and no strips; and Pillow
+where tifffile as it is installed cannot decode one, or for colours that it alone converts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stfm_jax.data.images import openslide_image
+from stfm_jax.data.images.image import SlideImage, Unreadable
+from stfm_jax.data.images.openslide_image import GENERIC, OpenSlideImage
+from stfm_jax.data.images.pillow_image import PillowImage
+from stfm_jax.data.images.tiff_image import TiffImage
+from stfm_jax.errors import InputError
+
+EXTRA = "pip install 'stfm_jax[slides]'"
+_PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".svslide")
+_MAKERS = (".mrxs", ".czi", ".dcm", ".vms", ".vmu")  # and no TIFF
+_CONVERT = (".isyntax", ".vsi", ".zvi", ".lif", ".nd2", ".jp2", ".j2k", ".jxl", ".kfb", ".sdpc")
+SUFFIXES = (*_PLAIN, *_TIFF, *_MAKERS, *_CONVERT)
+_HOW = (
+    "convert it to a pyramidal OME-TIFF, in QuPath by File > Export images > OME TIFF, or by "
+    "`bfconvert -tilex 512 -tiley 512 -pyramid-resolutions 4 -pyramid-scale 2 FILE OUT.ome.tiff`"
+)
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a name is that of an image, by its suffix; not whether it can be opened."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def open_image(path: str | os.PathLike) -> SlideImage:
+    """The image in a file, its header read.
+
+    Raises:
+      InputError: there is none, nobody opens it, or it is damaged; says what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path}: expected an image, found a folder; of a slide of several files name one of "
+            "them (of DICOM any .dcm, of MIRAX the .mrxs)."
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: expected an image, but there is no such file; check the path.")
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head in _TIFF_HEADS:
+        return _tiff(path)
+    suffix = path.suffix.lower()
+    if suffix in _PLAIN:
+        return PillowImage(path)
+    if openslide_image.maker(path):
+        return OpenSlideImage(path)
+    if suffix in _MAKERS and not openslide_image.installed():
+        raise InputError(
+            f"{path}: slides like this ({suffix}) are opened by OpenSlide, which is not installed; "
+            f"{EXTRA}, or {_HOW}."
+        )
+    if suffix in _MAKERS:
+        raise InputError(
+            f"{path}: expected a slide that OpenSlide opens, found one that it does not ({suffix}: "
+            f"a file or folder beside it may be missing, or its pixels be JPEG XR); {_HOW}."
+        )
+    if suffix in _CONVERT:
+        raise InputError(f"{path}: no library here opens {suffix}; {_HOW}.")
+    return PillowImage(path)
+
+
+def _tiff(path: Path) -> SlideImage:
+    maker = openslide_image.maker(path)
+    if maker and maker != GENERIC:
+        try:
+            return OpenSlideImage(path)
+        except InputError:
+            return _without_openslide(path)
+    return _without_openslide(path, also=maker is not None)
+
+
+def _without_openslide(path: Path, also: bool = False) -> SlideImage:
+    """By tifffile or Pillow; or after all by OpenSlide, where it opens it `also`."""
+    try:
+        return TiffImage(path)
+    except Unreadable as error:
+        why = str(error)
+    if also:
+        return OpenSlideImage(path)
+    try:
+        return PillowImage(path)
+    except InputError as error:
+        if openslide_image.installed():
+            raise
+        raise InputError(
+            f"{path}: expected a TIFF that can be opened, found {why}, which needs more than is "
+            f"installed; {EXTRA}, or {_HOW}."
+        ) from error

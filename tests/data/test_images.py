@@ -1,0 +1,300 @@
+"""Images in all kinds of files: the same pixels, levels and scale; what cannot be opened."""
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import optional
+import pytest
+import tifffile
+from PIL import Image
+from skimage.data import astronaut
+from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff
+
+from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.images import openslide_image, scale, tiff_image
+from stfm_jax.data.images.opening import is_image, open_image
+from stfm_jax.data.images.sampling import coarsest, resampled
+from stfm_jax.encoders.encoder import StainTexture
+from stfm_jax.errors import InputError
+
+SVS = Path(os.environ.get("STFM_SLIDES", "/nowhere")) / "CMU-1-Small-Region.svs"
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return astronaut()[:301, :450]
+
+
+@pytest.fixture(autouse=True)
+def without_openslide(request, monkeypatch):
+    """Everything is as in a plain install, but where a test asks for the extra."""
+    if "openslide" not in request.fixturenames:
+        monkeypatch.setattr(openslide_image, "_library", lambda: None)
+
+
+@pytest.fixture
+def openslide():
+    return optional.require("openslide", "test")
+
+
+KINDS = {
+    "pages": lambda path, x: write_tiff(path, x),
+    "bigtiff": lambda path, x: write_tiff(path, x, bigtiff=True),
+    "planar": lambda path, x: write_tiff(
+        path, np.ascontiguousarray(x), levels=1, tile=None, rowsperstrip=16
+    ),
+    "ome": lambda path, x: write_ome(path, x),
+    "ome_planes": lambda path, x: write_ome(path, x, planes=True),
+    "ome_deep": lambda path, x: write_ome(path, x, deep=True),
+    "ome_deep_planes": lambda path, x: write_ome(path, x, planes=True, deep=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tiff_has_the_pixels_and_the_scale(tmp_path, pixels, kind):
+    image = open_image(KINDS[kind](tmp_path / "a.tif", pixels))
+    assert isinstance(image, tiff_image.TiffImage)
+    assert image.um_per_px == pytest.approx(0.5)
+    wanted = pyramid(pixels, len(image.levels))
+    for level, array in enumerate(wanted):
+        height, width = array.shape[:2]
+        assert image.levels[level] == (width, height)
+        np.testing.assert_array_equal(image.read(level, 0, 0, width, height), array)
+        part = image.read(level, 13, 5, width - 20, 40)
+        np.testing.assert_array_equal(part, array[5:45, 13 : width - 7])
+    assert kind == "planar" or len(wanted) == 3
+
+
+def test_planes_of_samples_grey_and_transparency(tmp_path, pixels):
+    planar = np.moveaxis(pixels, -1, 0)
+    tifffile.imwrite(tmp_path / "p.tif", planar, photometric="rgb", planarconfig="separate")
+    image = open_image(tmp_path / "p.tif")
+    np.testing.assert_array_equal(image.read(0, 3, 4, 100, 90), pixels[4:94, 3:103])
+    tifffile.imwrite(tmp_path / "g.tif", pixels[..., 0], tile=(64, 64))
+    grey = open_image(tmp_path / "g.tif").read(0, 3, 4, 100, 90)
+    np.testing.assert_array_equal(grey, np.repeat(pixels[4:94, 3:103, :1], 3, axis=-1))
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[:50] = 0
+    rgba = np.concatenate([pixels, alpha[..., None]], axis=-1)
+    tifffile.imwrite(tmp_path / "t.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    Image.fromarray(rgba).save(tmp_path / "t.png")
+    for name in ("t.tif", "t.png"):
+        got = open_image(tmp_path / name).read(0, 0, 0, 450, 301)
+        assert (got[:50] == 255).all()
+        np.testing.assert_array_equal(got[50:], pixels[50:])
+
+
+def test_only_tiles_under_a_region_are_decoded_and_few_are_kept(tmp_path, pixels, monkeypatch):
+    path = write_tiff(tmp_path / "a.tif", pixels)
+    image, decoded = open_image(path), []
+    tile = tiff_image._Pages._tile
+    monkeypatch.setattr(
+        tiff_image._Pages, "_tile", lambda self, p, i: decoded.append(i) or tile(self, p, i)
+    )
+    image.read(0, 70, 70, 50, 50)
+    assert decoded == [9]
+    monkeypatch.setattr(tiff_image, "CACHE_BYTES", 3 * 64 * 64 * 3)
+    image.read(0, 0, 0, 450, 301)
+    kept = image._open._tiles
+    assert len(kept) == 3 and image._open._bytes == sum(t.nbytes for t in kept.values())
+
+
+def _mean(image):
+    return image.read(0, 0, 0, 60, 60).mean()
+
+
+def test_images_are_pickled_and_go_through_a_fork(tmp_path, pixels):
+    image = open_image(write_tiff(tmp_path / "a.tif", pixels))
+    wanted = _mean(image)
+    assert _mean(pickle.loads(pickle.dumps(image))) == wanted
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_mean, [image] * 4) == [wanted] * 4
+    image.close()
+    assert _mean(image) == wanted
+
+
+def test_the_level_that_is_read_follows_from_micrometres(pixels):
+    image = ArrayImage(pyramid(pixels[:256, :256], 4))
+    assert [coarsest(image, r) for r in (0.3, 1, 1.9, 2, 3.97, 4, 100)] == [0, 0, 0, 1, 2, 2, 3]
+    np.testing.assert_array_equal(resampled(image, 2), image.arrays[1])
+    only = ArrayImage([pixels])
+    np.testing.assert_array_equal(resampled(only, 1), pixels)
+    assert np.abs(resampled(only, 2)[:150].astype(int) - halved(pixels)).max() <= 1
+    part = resampled(only, 1.5, (31, 20, 90, 60))
+    assert part.shape == (40, 60, 3)
+    assert part[0, 0] == pytest.approx(
+        (np.outer([1, 0.5], [1, 0.5])[..., None] * pixels[20:22, 31:33]).sum((0, 1)) / 2.25, abs=0.6
+    )
+    assert resampled(only, 10, (-50, -50, 100, 100)).shape == (5, 5, 3)
+
+
+def test_no_large_piece_is_read(monkeypatch):
+    from stfm_jax.data.images import sampling
+
+    monkeypatch.setattr(sampling, "PIECE_PX", 100)
+    image = ArrayImage([np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)])
+    small = resampled(image, 16.7)
+    assert small.shape == (42, 54, 3) and image.largest <= 102**2
+    monkeypatch.undo()
+    np.testing.assert_array_equal(small, resampled(image, 16.7))
+
+
+@pytest.mark.parametrize("kind", ["pages", "ome_planes"])
+def test_patches_of_a_pyramid_are_those_of_the_picture(tmp_path, pixels, kind):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    path = KINDS[kind](tmp_path / "a.tif", pixels)
+    coords = np.array([[100.0, 100.0], [2.0, 299.0], [300.4, 90.6]])
+    flat, deep = (ImagePatches(p, coords, 0.5) for p in (tmp_path / "a.png", path))
+    for size_um in (40, 200):
+        np.testing.assert_array_equal(flat.read([0, 1, 2], size_um), deep.read([0, 1, 2], size_um))
+    coarse = deep.at(1.0)
+    assert coarse.um_per_px == pytest.approx(1.0, rel=0.01) and deep.um_per_px == 0.5
+    assert coarse.read([0], 40).shape == (1, 40, 40, 3)
+    assert flat.at(1.0).um_per_px == 0.5
+
+
+def test_features_of_a_pyramid_are_those_of_the_picture(tmp_path, tissue_pixels):
+    """The same level gives the same; a coarser one the same to a small part of their spread."""
+    Image.fromarray(tissue_pixels).save(tmp_path / "a.png")
+    coords = np.random.default_rng(0).uniform(150, 500, (6, 2))
+    encoder = StainTexture(fields_um=(100.0,))
+
+    def features(path, um_per_px):
+        return encoder.embed_slide(ImagePatches(path, coords, um_per_px), coords * um_per_px)
+
+    path = write_ome(tmp_path / "a.tif", tissue_pixels)
+    np.testing.assert_array_equal(features(path, 0.6), features(tmp_path / "a.png", 0.6))
+    fine, coarse = (features(p, 0.5) for p in (tmp_path / "a.png", path))
+    error = np.abs(fine - coarse).mean(axis=0) / (fine.std(axis=0) + 1e-3)
+    assert np.median(error) < 0.1 and np.quantile(error, 0.95) < 0.6
+
+
+@pytest.fixture(scope="module")
+def tissue_pixels():
+    """Drawn tissue 640 pixels a side, each quarter another."""
+    from encoders.test_stain_texture import draw_tissue
+
+    quarters = [draw_tissue(seed, nuclei=n) for seed, n in enumerate((150, 60, 90, 20))]
+    return np.block([[[quarters[0]], [quarters[1]]], [[quarters[2]], [quarters[3]]]])
+
+
+def test_scales(tmp_path, pixels, caplog):
+    def found(**options):
+        path = tmp_path / "s.tif"
+        tifffile.imwrite(path, pixels, photometric="rgb", metadata=None, **options)
+        return open_image(path).um_per_px
+
+    assert found(resolution=(50_800, 50_800), resolutionunit="INCH") == pytest.approx(0.5)
+    assert found(resolution=(2.0, 2.0), resolutionunit="NONE") is None
+    with pytest.raises(InputError, match="square pixels"):
+        found(resolution=(20_000, 10_000), resolutionunit="CENTIMETER")
+    assert found(resolution=(72, 72), resolutionunit="INCH") == pytest.approx(352.8, abs=0.1)
+    image = open_image(tmp_path / "s.tif")
+    with pytest.raises(InputError, match=r"352\.\d+, which no slide has; give them, as in --x=0.5"):
+        scale.um_per_px(image, None, "--x")
+    assert scale.um_per_px(image, 0.5, "--x") == 0.5 and not caplog.records
+    for wrong in (0.04, 21, np.nan):
+        with pytest.raises(InputError, match=r"--x: expected .* between 0.05 and 20"):
+            scale.um_per_px(image, wrong, "--x")
+    assert found(resolution=(20_000, 20_000), resolutionunit="CENTIMETER") == pytest.approx(0.5)
+    with caplog.at_level("WARNING", "stfm_jax"):
+        assert scale.um_per_px(open_image(tmp_path / "s.tif"), 0.25, "--x") == 0.25
+    assert "says 0.5 um per pixel" in caplog.text
+    Image.fromarray(pixels).save(tmp_path / "a.png", dpi=(50_800, 50_800))
+    with pytest.raises(InputError, match="found nothing"):
+        scale.um_per_px(open_image(tmp_path / "a.png"), None, "--x")
+
+
+def test_imagej_says_its_unit(tmp_path, pixels):
+    path = tmp_path / "j.tif"
+    tifffile.imwrite(
+        path, pixels, imagej=True, resolution=(4.0, 4.0), metadata={"unit": "um", "axes": "YXS"}
+    )
+    assert open_image(path).um_per_px == pytest.approx(0.25)
+
+
+def test_labels_are_no_slide(tmp_path, pixels):
+    path = tmp_path / "l.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        large = np.zeros((900, 900, 3), np.uint8)
+        tiff.write(large, photometric="rgb", metadata={"axes": "YXS", "Name": "label image"})
+        tiff.write(pixels, photometric="rgb", metadata={"axes": "YXS", "Name": "slide"})
+    image = open_image(path)
+    assert image.size == (450, 301)
+    np.testing.assert_array_equal(image.read(0, 0, 0, 9, 9), pixels[:9, :9])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.mrxs", r"OpenSlide, which is not installed; pip install 'stfm_jax\[slides\]'"),
+        ("a.dcm", "OpenSlide, which is not installed"),
+        ("a.isyntax", r"no library here opens \.isyntax; convert it .* in QuPath"),
+        ("a.vsi", "bfconvert"),
+        ("a.svs", "empty or damaged"),
+    ],
+)
+def test_what_nobody_opens(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"not an image")
+    with pytest.raises(InputError, match=f"{name}.*{message}"):
+        open_image(tmp_path / name)
+    assert is_image(tmp_path / name) and not is_image("a.h5ad")
+
+
+def test_folders_fluorescence_and_damage(tmp_path, pixels):
+    with pytest.raises(InputError, match="found a folder; of a slide of several files"):
+        open_image(tmp_path)
+    stack = np.zeros((5, 80, 80), np.uint16)
+    tifffile.imwrite(tmp_path / "f.ome.tif", stack, metadata={"axes": "CYX"})
+    with pytest.raises(InputError, match=r"H&E image, of one page of colours.*found 5 pages"):
+        open_image(tmp_path / "f.ome.tif")
+    tifffile.imwrite(tmp_path / "d.tif", stack[0].astype(np.float32))
+    with pytest.raises(InputError, match=r"d\.tif: expected .*float32"):
+        open_image(tmp_path / "d.tif")
+    whole = write_tiff(tmp_path / "w.tif", pixels, levels=1).read_bytes()
+    for name, content in (("cut", whole[: len(whole) // 2]), ("head", whole[:6])):
+        (tmp_path / f"{name}.tif").write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.tif"):
+            open_image(tmp_path / f"{name}.tif").read(0, 0, 0, 450, 301)
+
+
+def test_what_tifffile_cannot_decode_is_left_to_pillow(tmp_path, pixels, monkeypatch):
+    path = tmp_path / "lzw.tif"
+    Image.fromarray(pixels).save(path, compression="tiff_lzw")
+    monkeypatch.setattr(
+        tifffile.TIFF, "DECOMPRESSORS", {tifffile.COMPRESSION.NONE: lambda x: x}, raising=False
+    )
+    np.testing.assert_array_equal(open_image(path).read(0, 0, 0, 450, 301), pixels)
+
+
+def test_openslide_opens_what_a_scanner_wrote(tmp_path, pixels, openslide):
+    """A tiled TIFF that says it is Aperio's; its label is not read."""
+    path = tmp_path / "a.svs"
+    text = "Aperio Image Library v1\r\n450x301 [0,0 450x301] (64x64)|AppMag = 20|MPP = 0.4990"
+    with tifffile.TiffWriter(path) as tiff:
+        for level in pyramid(pixels, 2):
+            tiff.write(level, tile=(64, 64), photometric="rgb", description=text, metadata=None)
+    assert openslide.OpenSlide.detect_format(str(path)) == "aperio"
+    image = open_image(path)
+    assert isinstance(image, openslide_image.OpenSlideImage)
+    assert image.um_per_px == pytest.approx(0.499) and image.levels[0] == (450, 301)
+    np.testing.assert_array_equal(image.read(0, 5, 9, 100, 80), pixels[9:89, 5:105])
+    assert _mean(pickle.loads(pickle.dumps(image))) == _mean(image)
+    image.close()
+    assert _mean(image) == pixels[:60, :60].mean()
+    (tmp_path / "b.mrxs").write_bytes(b"\xff\xd8nothing")
+    with pytest.raises(InputError, match=r"b\.mrxs: expected a slide that OpenSlide opens"):
+        open_image(tmp_path / "b.mrxs")
+    assert openslide_image._colour("F0f1f2") == (240, 241, 242)
+    assert openslide_image._colour(None) == openslide_image._colour("zzzzzz") == (255, 255, 255)
+
+
+@pytest.mark.skipif(not SVS.exists(), reason="no real slide is here (set STFM_SLIDES)")
+def test_a_real_slide(openslide):
+    image = open_image(SVS)
+    assert image.size == (2220, 2967) and image.um_per_px == pytest.approx(0.499)
+    overview = resampled(image, 8 / 0.499)
+    assert overview.shape == (186, 139, 3) and 100 < overview.mean() < 250
