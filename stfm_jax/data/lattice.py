@@ -1,4 +1,4 @@
-"""The lattice that a slide's spots lie on, found from their places.
+"""The lattice that a slide's spots lie on, found from their places; or one laid over a slide.
 
 Square (Spatial Transcriptomics, bins) or hexagonal (Visium), turned and shifted at will, with gaps
 where there is no tissue and with some jitter.
@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from stfm_jax.errors import InputError
 
 FOLDS = {"square": 4, "hex": 6}  # neighbours of a point, and turns that change nothing
+BLOCK_UM = 2_000.0  # side of the squares that the points of a slide are gone through in
 _NEAR = 1.25  # pitches; farther spots are none of the direct neighbours
 _OFF = 0.45  # pitches; a spot farther from its point lies on no lattice
 _ROUNDS = 5  # of fitting the lattice to the points that spots were given
@@ -72,6 +73,29 @@ def find_lattice(coords_um: np.ndarray, where: str) -> tuple[Lattice, np.ndarray
     least = index.min(axis=0)
     lattice = Lattice(kind, fit[:2], fit[2] + least @ fit[:2])
     return lattice, (index - least).astype(np.int64)
+
+
+def covering(size_um: tuple[float, float], spacing_um: float, kind: str) -> np.ndarray:
+    """Places [n, 2] of a lattice over a slide, half a spacing inside its edges.
+
+    They come in squares of BLOCK_UM, row by row in each: who reads patches in their order goes over
+    the slide once, not back and forth along it.
+
+    Args:
+      size_um: width and height of the slide.
+      spacing_um: between neighbours.
+      kind: of FOLDS.
+    """
+    step = spacing_um * (np.sqrt(3) / 2 if kind == "hex" else 1.0)
+    rows = np.arange(spacing_um / 2, size_um[1], step)
+    columns = np.arange(spacing_um / 2, size_um[0], spacing_um)
+    x, y = np.meshgrid(columns, rows)
+    if kind == "hex":
+        x[1::2] += spacing_um / 2
+    points = np.column_stack([x.ravel(), y.ravel()])
+    points = points[points[:, 0] < size_um[0]]
+    block = points // BLOCK_UM
+    return points[np.lexsort((points[:, 0], points[:, 1], block[:, 0], block[:, 1]))]
 
 
 def _steps(coords_um: np.ndarray) -> np.ndarray:
