@@ -201,6 +201,9 @@ def get_config() -> ConfigDict:
     predict.library = config_dict.placeholder(float)  # median UMI of a spot, of log1p; as trained
     predict.bin_um = 8.0  # of an input of Visium HD
     predict.cells_um = 0.0  # of an input of Xenium, as data.cells_um
+    predict.spacing_um = config_dict.placeholder(float)  # of spots laid over an image; None: as in
+    predict.lattice = "hex"  # or square                   training
+    predict.tissue_threshold = config_dict.placeholder(float)  # optical density; None: Otsu's
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
     predict.spatialdata = False  # of a slide, also a store OUT.zarr for spatialdata

@@ -79,6 +79,8 @@ class Model:
         library: float | None = None,
         children: Data | None = None,
         sections: Sequence[str] = (),
+        spacing_um: float | None = None,
+        lattice: str = "hex",
     ) -> anndata.AnnData:
         """Predicts a slide, the sections of a stack that were not measured, or a finer resolution.
 
@@ -86,7 +88,8 @@ class Model:
           data: an AnnData or the path of one: a slide with `obsm['spatial']` and an embedding in
             `obsm[features_key]`, or an `image`. For a method for stacks all sections of one stack,
             in one AnnData (`obs['section']`) or a folder of files. For a method that splits counts
-            the low resolution, with counts. It is left as it is.
+            the low resolution, with counts. It is left as it is. Or the path of the H&E image of a
+            slide (.svs, .ndpi, .tiff, ...): spots are laid over its tissue.
           image: path of the slide's H&E image, where there is no embedding.
           um_per_px: micrometres per pixel of coordinates in pixels.
           draws: of a method that draws.
@@ -100,6 +103,8 @@ class Model:
           children: of a method that splits counts, the finer spots, which name their parents in
             `obs['parent']`.
           sections: of a stack, those to generate whatever counts they hold.
+          spacing_um: of the spots laid over an image; None: as in training.
+          lattice: of these, `hex` or `square`.
 
         Returns:
           A new AnnData: the mean in `X`, `layers` over draws, places in `obsm`, provenance in
@@ -126,6 +131,8 @@ class Model:
                 "embeddings": _path_or_empty(embeddings),
                 "library": library,
                 "sections": tuple(sections),
+                "spacing_um": spacing_um,
+                "lattice": lattice,
                 "maps": False,
                 "html": False,
             }

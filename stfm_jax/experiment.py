@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from stfm_jax import layout, store
 from stfm_jax.data.datasets import Dataset
-from stfm_jax.data.expression import library_size
 from stfm_jax.encoders.embed import embedded, require_images
 from stfm_jax.errors import InputError
 from stfm_jax.models import table
@@ -248,10 +247,7 @@ def _run_of(opened: Experiment, fold, method: Method, epochs, runs: dict, shared
 
 def _model(method: Method, state: Any, cases: Cases, opened: Experiment) -> Model:
     genes, slides = cases.genes, opened.dataset[cases.names.train]
-    fitted_to = {
-        s.name: {"spots": s.num_spots, "patient": s.patient, "library": np.median(library_size(s))}
-        for s in slides
-    }
+    fitted_to = store.about_slides(slides)
     if PAIRS in method.needs:  # genes by sample, whose names are of no use to another sample
         genes = Genes(tuple(sorted(set().union(*genes.values()))), ())
     if not opened.problem.sees_images:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import jax
 import numpy as np
 
 import stfm_jax
+from stfm_jax.data.expression import library_size
 from stfm_jax.data.feature_blocks import encoder_names
+from stfm_jax.data.lattice import spot_spacing_um
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Genes, Method
@@ -43,7 +45,7 @@ class Model:
     features: int = 0  # their width, 0 where none are seen
     widths: tuple[int, ...] = ()  # of each encoder's, of several; see `data.feature_blocks`
     slides: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    # by name, those it was fitted to: spots, patient; empty where an earlier version wrote it
+    # by name, those it was fitted to: `about_slides`; earlier versions kept less of them, or none
     expected: Mapping[str, Expected] = dataclasses.field(default_factory=dict)
     # by gene, how well it did on slides left out; empty where nothing was scored
     only_for: str = ""  # method that alone can read the state; "": all whose state it is
@@ -73,6 +75,19 @@ class Model:
             **({"model.json/slides": names} if self.slides else {}),
             **{f"state.npz/{name}": said for name, said in arrays.items()},
         }
+
+
+def about_slides(slides: Sequence[Slide]) -> dict[str, dict[str, Any]]:
+    """What a model keeps of the slides that it was fitted to, by name."""
+    return {
+        slide.name: {
+            "spots": slide.num_spots,
+            "patient": slide.patient,
+            "library": float(np.median(library_size(slide))),
+            "pitch_um": round(spot_spacing_um(slide.coords_um), 2),
+        }
+        for slide in slides
+    }
 
 
 def save(folder: Path, model: Model) -> None:

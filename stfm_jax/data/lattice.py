@@ -75,6 +75,20 @@ def find_lattice(coords_um: np.ndarray, where: str) -> tuple[Lattice, np.ndarray
     return lattice, (index - least).astype(np.int64)
 
 
+def spot_spacing_um(coords_um: np.ndarray) -> float:
+    """Distance between neighbouring spots: a lattice's pitch, or one over the root of the density.
+
+    On scattered spots the nearest neighbour is much too near (half of what discs need to cover the
+    tissue) and the fourth about right; on a lattice with holes it is the other way round.
+    """
+    n = len(coords_um)
+    if n == 1:
+        return 1.0
+    distance = np.median(cKDTree(coords_um).query(coords_um, k=min(5, n))[0], axis=0)
+    is_lattice = distance[-1] < 1.6 * distance[1]
+    return float(distance[min(2, n - 1)] if is_lattice else distance[-1])
+
+
 def covering(size_um: tuple[float, float], spacing_um: float, kind: str) -> np.ndarray:
     """Places [n, 2] of a lattice over a slide, half a spacing inside its edges.
 

@@ -90,9 +90,19 @@ def _embedded(slide: Slide, encoders: Sequence[Encoder], cache: str | Path) -> S
 
 
 def _kept(slide: Slide, encoder: Encoder, path: Path) -> embeddings.Embeddings:
+    stored(slide, encoder, path)
+    return embeddings.read(path)
+
+
+def stored(slide: Slide, encoder: Encoder, path: Path) -> embeddings.Embeddings:
+    """A slide's embedding in a file, made where it is not there yet; features stay in it.
+
+    Raises:
+      InputError: no image, unreadable patches, or a file by another encoder.
+    """
     if not path.exists():
         _make(slide, encoder, path)
-    found = embeddings.read(path)
+    found = embeddings.open_stored(path)
     if found.encoder != encoder.identity:
         raise InputError(
             f"{path}: expected an embedding by {encoder.identity!r}, found one by "

@@ -17,8 +17,8 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.spatial import cKDTree
 
+from stfm_jax.data.lattice import spot_spacing_um
 from stfm_jax.runtime.files import atomic_path
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; light yellow left out.
@@ -183,11 +183,16 @@ def _chosen_genes(
 ) -> list[int]:
     """Indices of the best genes, best first, then of the worst, worst last; no gene twice."""
     if scores is None:
-        return np.argsort(-predicted.var(axis=0), kind="stable")[: num_best + num_worst].tolist()
+        return most_variable(predicted, num_best + num_worst)
     order = np.argsort(-np.asarray(scores), kind="stable")  # NaN sorts last
     order = order[: int((~np.isnan(scores)).sum())].tolist() or [0]
     worst = order[num_best:]
     return order[:num_best] + worst[max(len(worst) - num_worst, 0) :]
+
+
+def most_variable(predicted: np.ndarray, count: int) -> list[int]:
+    """Columns of [n, g] that vary most over the spots, the most variable first."""
+    return np.argsort(-predicted.var(axis=0), kind="stable")[:count].tolist()
 
 
 def _row_label(gene: str, scores: np.ndarray | None, index: int) -> str:
@@ -202,20 +207,6 @@ def shared_limits(columns: Sequence[np.ndarray]) -> Normalize:
     if high <= low:  # a gene in very few spots
         low, high = pooled.min(), pooled.max()
     return Normalize(low, high if high > low else low + 1.0)
-
-
-def spot_spacing_um(coords_um: np.ndarray) -> float:
-    """Distance between neighbouring spots: a lattice's pitch, or one over the root of the density.
-
-    On scattered spots the nearest neighbour is much too near (half of what discs need to cover the
-    tissue) and the fourth about right; on a lattice with holes it is the other way round.
-    """
-    n = len(coords_um)
-    if n == 1:
-        return 1.0
-    distance = np.median(cKDTree(coords_um).query(coords_um, k=min(5, n))[0], axis=0)
-    is_lattice = distance[-1] < 1.6 * distance[1]
-    return float(distance[min(2, n - 1)] if is_lattice else distance[-1])
 
 
 def draw_spots(

@@ -83,6 +83,18 @@ def check(model: Model, slide: Slide, request: Request, folder: Path, embeds: bo
     _check_disk(slide, genes, draws, folder)
 
 
+def check_features(slide: Slide, width: int, folder: Path) -> None:
+    """Raises InputError where the features of a slide, kept in a folder meanwhile, have no room."""
+    needed, free = 2 * 4 * slide.num_spots * width, free_disk(folder)  # twice: as they are put in
+    if needed > free:
+        raise InputError(
+            f"{slide.where}: {width} features of {slide.num_spots:,} spots need "
+            f"{needed / GIB:.1f} GiB beside --config.predict.output while they are made, "
+            f"{free / GIB:.1f} GiB are free; make room, write to another disk, or ask for fewer "
+            "spots by --config.predict.spacing_um."
+        )
+
+
 def _check_disk(slide: Slide, genes: int, draws: int, folder: Path) -> None:
     n, free = slide.num_spots, free_disk(folder)
     if disk(n, genes, draws) > free:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from stfm_jax.data import embeddings, feature_blocks
@@ -16,6 +17,7 @@ from stfm_jax.data.readers import inputs
 from stfm_jax.data.slide import JOINED_BY, Slide
 from stfm_jax.encoders import loading
 from stfm_jax.encoders.embed import embed
+from stfm_jax.encoders.encoder import Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import NotApplicable
 from stfm_jax.store import Model, check_features
@@ -41,23 +43,7 @@ def with_image(slide: Slide, config: Any, model: Model) -> Slide:
       InputError: they cannot be made here, or would be of another encoder or other weights.
     """
     there = _of_model(model, slide) if model.widths else {}
-    lacking = [i for i, name in enumerate(model.encoders) if name not in there]
-    # The config names them in the order of the model's, or says that all are precomputed.
-    named = len(loading.names_of(config.encoder.name)) == len(model.encoders)
-    encoders = loading.of_config(config.encoder, lacking) if named else ()
-    if lacking and not encoders:
-        raise InputError(
-            f"--config.predict.image: the model uses features of {config.encoder.name!r}, which "
-            "is not built in; name the folder of its weights by --config.encoder.weights, or embed "
-            "the slide with it and store them in obsm['features']."
-        )
-    for encoder in encoders:
-        if model.encoder and encoder.identity not in model.encoders:
-            raise InputError(
-                f"--config.predict.image: would be embedded by {encoder.identity!r}, but the model "
-                f"was trained on {' and '.join(map(repr, model.encoders))}; give the weights that "
-                "it was trained with by --config.encoder.weights."
-            )
+    encoders = encoders_for(config, model, there)
     if slide.spatial_unit != "pixel":
         raise InputError(
             f"{slide.where}: coordinates must be pixels of the image to be embedded from it, found "
@@ -68,6 +54,39 @@ def with_image(slide: Slide, config: Any, model: Model) -> Slide:
         slide = dataclasses.replace(slide, patches=patches)
     made = {encoder.identity: embed(slide, encoder) for encoder in encoders}
     return feature_blocks.joined(slide, there | made)
+
+
+def encoders_for(
+    config: Any, model: Model, there: Mapping[str, Features] | None = None
+) -> tuple[Encoder, ...]:
+    """The model's encoders that are to embed an image here.
+
+    Args:
+      config: names them, and the weights.
+      model: trained on their features.
+      there: features that need not be made, by encoder.
+
+    Raises:
+      InputError: they cannot be had, or are not those of the model.
+    """
+    lacking = [i for i, name in enumerate(model.encoders) if name not in (there or {})]
+    # The config names them in the order of the model's, or says that all are precomputed.
+    named = len(loading.names_of(config.encoder.name)) == len(model.encoders)
+    encoders = loading.of_config(config.encoder, lacking) if named else ()
+    if lacking and not encoders:
+        raise InputError(
+            f"the image: the model uses features of {config.encoder.name!r}, which "
+            "is not built in; name the folder of its weights by --config.encoder.weights, or embed "
+            "the slide with it and store them in obsm['features']."
+        )
+    for encoder in encoders:
+        if model.encoder and encoder.identity not in model.encoders:
+            raise InputError(
+                f"the image: would be embedded by {encoder.identity!r}, but the model "
+                f"was trained on {' and '.join(map(repr, model.encoders))}; give the weights that "
+                "it was trained with by --config.encoder.weights."
+            )
+    return encoders
 
 
 def arranged(model: Model, slide: Slide) -> tuple[Model, Slide]:

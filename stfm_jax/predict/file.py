@@ -1,12 +1,13 @@
-"""Predicts whatever `config.predict.input` names, by whatever method: a slide, a stack, a split."""
+"""Predicts whatever `config.predict.input` names: a slide or the image of one, a stack, a split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from stfm_jax.data.images.opening import is_image
 from stfm_jax.models.method import SPLIT, STACK
-from stfm_jax.predict import slide, split, stack
+from stfm_jax.predict import slide, split, stack, whole_slide
 from stfm_jax.store import Model
 
 
@@ -25,5 +26,7 @@ def predict_file(config: Any, model: Model, folder: Path) -> None:
         split.run(config, model, folder)
     elif STACK in model.method.needs:
         stack.run(model, stack.read_input(config, model), config, folder)
+    elif is_image(config.predict.input):
+        whole_slide.run(config, model, folder)
     else:
         slide.predict(*slide.read_input(config, model), config, folder)

@@ -7,6 +7,7 @@ what is held.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,16 @@ def check_options(options: Any) -> None:
         )
 
 
-def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
+def predict(
+    model: Model,
+    slide: Slide,
+    config: Any,
+    checkpoint: Path,
+    *,
+    obs: Mapping[str, np.ndarray] | None = None,
+    about: Mapping[str, Any] | None = None,
+    picture: Callable[..., None] | None = None,
+) -> None:
     """Predicts a slide into `config.predict.output`, and a map beside it (same name, .png).
 
     The file holds the mean in `X` [n, g]; std, q10 and q90 over draws, if any, in `layers`;
@@ -134,6 +144,9 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
       slide: of `read_input`.
       config: for seed, number of draws, output and provenance.
       checkpoint: where the model lies, for provenance.
+      obs: more columns [n] of the spots.
+      about: more provenance.
+      picture: draws it in place of `_draw_maps`, with the same arguments.
     """
     output, genes = Path(config.predict.output), [str(gene) for gene in model.genes.scored]
     n, g = slide.num_spots, len(genes)
@@ -145,10 +158,12 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
             store.append(scaled(gathered(draw, n)[:, :g]))
         mean = scaled(gathered(predicted.mean, n)[:, :g])
         draws = predicted.draws is not None
-        annotations = _annotations(model, slide, config, checkpoint, draws)
+        adata = _annotations(model, slide, config, checkpoint, draws)
+        adata.obs = adata.obs.assign(**obs or {})
+        adata.uns["stfm"] |= about or {}
         if predicted.standing is not None:
-            _say_distance(annotations, predicted.standing)
-        annotations.write_h5ad(temporary)
+            _say_distance(adata, predicted.standing)
+        adata.write_h5ad(temporary)
         _write_matrices(temporary, mean, store if draws else None, config.predict.draws)
     _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
     if config.predict.spatialdata:
@@ -161,7 +176,9 @@ def predict(model: Model, slide: Slide, config: Any, checkpoint: Path) -> None:
         )
     title = f"{slide.name}: predicted by {model.method.name}"
     if config.predict.maps:
-        _draw_maps(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
+        (picture or _draw_maps)(
+            output.with_suffix(".png"), slide, measured, mean, genes, scores, title
+        )
 
 
 def _annotations(
@@ -252,17 +269,23 @@ def _measured(
 
 
 def _draw_maps(path: Path, slide: Slide, measured, mean, genes, scores, title: str) -> None:
-    """Maps of the most variable genes; of a slide of over SHOWN spots some are drawn."""
-    n, shown = slide.num_spots, slice(None)
-    if n > SHOWN:
-        shown = np.sort(np.random.default_rng(0).choice(n, SHOWN, replace=False))
-        title += f"\n{SHOWN:,} of {n:,} spots"
+    """Maps of the most variable genes."""
+    some, title = shown(slide, title)
     figure = plots.spatial_maps(
-        slide.coords_um[shown],
-        None if measured is None else measured[shown],
-        mean[shown],
+        slide.coords_um[some],
+        None if measured is None else measured[some],
+        mean[some],
         genes,
         scores=scores,
         title=title,
     )
     plots.save(figure, path)
+
+
+def shown(slide: Slide, title: str) -> tuple[Any, str]:
+    """The spots of a picture, of a slide of over SHOWN some, and its title, which says so."""
+    n = slide.num_spots
+    if n <= SHOWN:
+        return slice(None), title
+    some = np.sort(np.random.default_rng(0).choice(n, SHOWN, replace=False))
+    return some, f"{title}\n{SHOWN:,} of {n:,} spots"
