@@ -14,6 +14,7 @@ import tiny
 from stfm_jax import experiment
 from stfm_jax.data import embeddings, feature_store
 from stfm_jax.errors import InputError
+from stfm_jax.models import strangers
 from stfm_jax.models.method import Section, gathered
 from stfm_jax.models.stflow import memory, whole_slide
 from stfm_jax.ops import metrics
@@ -154,6 +155,26 @@ def test_output_opens_backed_and_holds_the_spread_of_the_draws(trained, model, c
     rows = pd.read_csv(trained.workdir / "per_gene.csv")
     rows = rows[(rows["method"] == "stflow") & (rows["gene"] == out.var_names[0])]
     assert out.var["expected_pearson"].iloc[0] == pytest.approx(rows["pearson"].mean())
+
+
+def test_a_stranger_is_predicted_by_the_fit_for_strangers(trained, model, chunked, tmp_path):
+    def strange(slide):
+        """Features that vary where those of training slides hardly do."""
+        features = np.asarray(slide.features)
+        minor = np.linalg.svd(features - features.mean(axis=0))[2][-3:]
+        odd = np.random.default_rng(0).normal(size=(slide.num_spots, 3)) @ minor
+        return dataclasses.replace(slide, features=odd.astype(np.float32), patient="P9")
+
+    out = predicted(trained, model, tmp_path, strange, predict__draws=40)
+    about = out.uns["stfm"]
+    assert about["distance_ratio"] > about["distance_stranger"] and about["flexible_share"] == 0.0
+    _, slide = predict.read_input(configured(trained, tmp_path), model)
+    found, transform = model.state.strangers, model.state.fitted.transform
+    far = strangers.far_mean(found, transform, strange(slide), (1.0,))
+    np.testing.assert_allclose(out.X, np.maximum(far, 0.0), atol=1e-5)
+    deep = out.X.min(axis=0) > 1.0  # whose draws are hardly clipped
+    spread = np.sqrt(np.diag(found.residual) + found.offset**2)
+    np.testing.assert_allclose(out.layers["std"].mean(axis=0)[deep], spread[deep], rtol=0.4)
 
 
 def test_another_library_size(trained, model, tmp_path):

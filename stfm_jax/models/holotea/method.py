@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,7 +23,9 @@ from stfm_jax.models.stflow.method import (
     in_one_call,
     individual_data,
     stage_of,
+    standing_back,
 )
+from stfm_jax.models.strangers import Strangers
 from stfm_jax.runtime.devices import fetch, replicate
 from stfm_jax.train.stages import Outcome, Run, Stage, select_and_refit
 
@@ -36,6 +39,7 @@ class State(NamedTuple):
     params: dict
     residuals: np.ndarray | None  # [n, targets] of the anchor on the training spots, out of fold
     epochs: int  # it was trained for, under control
+    strangers: Strangers | None = None  # for slides far from the training slides
 
 
 class HoloTeaMethod(Method):
@@ -91,7 +95,8 @@ class HoloTeaMethod(Method):
         )
         *_, last = outcomes.values()
         fitted = fetch(last.fitted.fitted)  # with the base's parameters
-        return State(fitted, fetch(last.trained.params), last.fitted.residuals, last.epochs)
+        trained = fetch(last.trained.params), last.fitted.residuals, last.epochs
+        return State(fitted, *trained, self.base.strangers(slides, genes, run))
 
     def _selection(
         self, flow: HoloTea, slides: Sequence[Slide], genes: Genes, run: Run, base: Outcome
@@ -111,10 +116,19 @@ class HoloTeaMethod(Method):
         return training, stage_of(flow, training, run)
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
+        """Mean and draws; where no neighbour was measured, they stand back as STFlow's do."""
         genes = request.genes.targets
         flow = self.settings.flow(len(genes))
         seen = Neighbours(case.others, genes, self.expressed)
-        return in_one_call(flow, state, flow.prepare(case.slide, state.fitted, None, seen), request)
+        prepared = flow.prepare(case.slide, state.fitted, None, seen)
+
+        def predicted(clip: bool) -> Prediction:
+            base = dataclasses.replace(flow.base, clip=clip)
+            return in_one_call(dataclasses.replace(flow, base=base), state, prepared, request)
+
+        if self.expressed and measured_of(case):
+            return predicted(True)
+        return standing_back(predicted, flow.base.seen, state, case, request)
 
     def needed(self, state: State) -> State:
         return state._replace(residuals=None)

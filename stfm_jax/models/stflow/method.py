@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -80,10 +81,11 @@ class STFlowMethod(Method):
             fetch(last.trained.params),
             last.fitted.residuals,
             last.epochs,
-            self._strangers(slides, genes, run),
+            self.strangers(slides, genes, run),
         )
 
-    def _strangers(self, slides: Sequence[Slide], genes: Genes, run: Run) -> Strangers | None:
+    def strangers(self, slides: Sequence[Slide], genes: Genes, run: Run) -> Strangers | None:
+        """What it stands back to on slides far from these; None where it does not."""
         if not self.settings.stands_back:
             return None
         seen = regression.seen_of(self.seen, slides, genes.targets, True, run.seed, run.once)
@@ -141,19 +143,12 @@ class STFlowMethod(Method):
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         """Mean and draws; both stand back where a slide is far from the training slides."""
-        slide, flow = case.slide, self.settings.flow(len(request.genes.targets))
-        if state.strangers is None:
-            return _predicted(flow, state, slide, request)
-        known = state.fitted.transform, slide
-        standing = strangers.standing(state.strangers, flow.seen, *known, case.familiar)
-        if standing.share == 1.0 and case.familiar:
-            return _predicted(flow, state, slide, request)._replace(standing=standing)
-        flow = dataclasses.replace(flow, clip=False)
+        flow = self.settings.flow(len(request.genes.targets))
 
-        def of_flow() -> Prediction:
-            return _predicted(flow, state, slide, request)
+        def predicted(clip: bool) -> Prediction:
+            return _predicted(dataclasses.replace(flow, clip=clip), state, case.slide, request)
 
-        return strangers.stood_back(state.strangers, standing, *known, of_flow, request)
+        return standing_back(predicted, flow.seen, state, case, request)
 
     def needed(self, state: State) -> State:
         return state._replace(residuals=None)
@@ -165,6 +160,32 @@ class STFlowMethod(Method):
         targets = len(request.genes.targets)
         flow = self.settings.flow(targets)
         return memory.bytes_needed(flow, state.fitted, targets, num_spots, request.draws)
+
+
+def standing_back(
+    predicted: Callable[[bool], Prediction],
+    seen: RegressionSettings,
+    state: Any,
+    case: Section,
+    request: Request,
+) -> Prediction:
+    """What a flow predicts, as far as it does not stand back; see `models.strangers`.
+
+    Args:
+      predicted: (whether to clip at 0) -> its prediction.
+      seen: what regressions see.
+      state: with `strangers`, None where it never stands back.
+      case: to predict.
+      request: how.
+    """
+    if state.strangers is None:
+        return predicted(True)
+    known = state.fitted.transform, case.slide
+    standing = strangers.standing(state.strangers, seen, *known, case.familiar)
+    if standing.share == 1.0 and case.familiar:
+        return predicted(True)._replace(standing=standing)
+    unclipped = functools.partial(predicted, False)
+    return strangers.stood_back(state.strangers, standing, *known, unclipped, request)
 
 
 def individual_data(state: Any) -> dict[str, str]:
