@@ -73,7 +73,7 @@ class TissueParams:
     stranger_depth: float = 0.0
     stranger_mixture: float = 0.0  # of domains and cell types
     stranger_programs: float = 0.0  # which hidden programs the image shows
-    stranger_genes: float = 0.0  # each gene's level; by `strangers.OFFSET` at 1
+    stranger_genes: float = 0.0  # level of each gene
     stranger_panel: float = 0.0  # genes that are not detected
 
     def __post_init__(self):

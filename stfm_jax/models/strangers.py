@@ -9,7 +9,8 @@ on, so does what was best on each of them left out.
 
 Draws stand back likewise. To each is added an offset of every gene, the same all over the slide:
 the mean of a gene in another patient is not in the image. Its size is that between the training
-patients; of one patient, a fourfold change of counts, of which log1p shows less where they are low.
+patients; of one patient, a sixfold change of counts, of which log1p shows less where they are low.
+As little is known of that size, offsets are of Student's distribution.
 
 No constant here was chosen by a stranger; they are [ours]: the strength and the axes were the best
 of three each on simulated patients.
@@ -35,7 +36,8 @@ from stfm_jax.regression.regressors import Choice, Linear
 PENALTY = 6.0  # of the ridge, for each training spot
 EXPLAINED = 0.9  # of the fit's variance: so many axes are kept
 WINDOW = 9  # spots that half of the prediction is averaged over, itself counted
-OFFSET = np.log(4.0)  # of counts, where one patient was trained on
+OFFSET = np.log(6.0)  # of counts, where one patient was trained on
+FREEDOM = 3.0  # degrees of it that such an offset has
 PATIENTS = 4.0  # that all genes together count for in the size of one gene's offset
 
 _LOG = logging.getLogger("stfm_jax")
@@ -54,7 +56,8 @@ class Strangers(NamedTuple):
     of: dict[str, Part]  # by number of the encoder, from "0"
     share: np.ndarray  # [] of the flexible fit in slides of other patients, however near
     residual: np.ndarray  # [g, g] covariance of what the far fit leaves within slides left out
-    offset: np.ndarray  # [g] standard deviation of the mean of another patient's slide
+    offset: np.ndarray  # [g] size of the offset of another patient's slide
+    freedom: np.ndarray  # [] of Student's distribution, which offsets are of
 
 
 def fit(
@@ -90,16 +93,19 @@ def fit(
         unseen = _unseen_far(slides, in_units)
         residual = _within_slides((z - unseen) * scale.std, slides)
         known = np.concatenate([y - y.mean(axis=0) for y in seen.y]).var(axis=0)
-        share, offset = 1.0, OFFSET * -np.expm1(-np.concatenate(seen.y).mean(axis=0))
+        share, freedom = 1.0, FREEDOM
+        offset = OFFSET * -np.expm1(-np.concatenate(seen.y).mean(axis=0))
         patients = [slide.patient or slide.name for slide in slides]
         if len(set(patients)) > 1:
             share = _learned_share(slides, in_units, unseen, kinds, once)
+            freedom = len(set(patients)) - 1 + PATIENTS
             offset = offset_between(seen.y, patients, np.sqrt(known))
         return Strangers(
             parts,
             np.float32(share),
             targets.residual_covariance(residual).astype(np.float32),
             offset.astype(np.float32),
+            np.float32(freedom),
         )
 
     return once(make, slides, "strangers", tuple(kinds), seen.key)
@@ -211,7 +217,7 @@ def stood_back(
         of_flow = iter(() if own is None else own.draws)
         for i in range(request.draws):
             rng = np.random.default_rng((request.seed, i))
-            draw = mean + offset * rng.normal(size=g)
+            draw = mean + offset * rng.standard_t(strangers.freedom, size=g)
             if own is not None:
                 draw += np.sqrt(share) * (gathered(next(of_flow), n) - centre)
             if share < 1.0:
