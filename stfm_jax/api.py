@@ -75,6 +75,9 @@ class Model:
         spatial_unit: str | None = None,
         features_key: str = "features",
         embeddings: str | os.PathLike | None = None,
+        patch_px: float | None = None,
+        bin_um: float = 8.0,
+        cells_um: float = 0.0,
         weights: str | os.PathLike | None = None,
         library: float | None = None,
         children: Data | None = None,
@@ -85,7 +88,8 @@ class Model:
         """Predicts a slide, the sections of a stack that were not measured, or a finer resolution.
 
         Args:
-          data: an AnnData or the path of one: a slide with `obsm['spatial']` and an embedding in
+          data: an AnnData, or the path of one or of another input (docs/data_and_files.md): a slide
+            with `obsm['spatial']` and an embedding in
             `obsm[features_key]`, or an `image`. For a method for stacks all sections of one stack,
             in one AnnData (`obs['section']`) or a folder of files. For a method that splits counts
             the low resolution, with counts. It is left as it is. Or the path of the H&E image of a
@@ -95,8 +99,11 @@ class Model:
           draws: of a method that draws.
           spatial_unit: `um` or `pixel`, over `uns['spatial_unit']`.
           features_key: key of the embedding in `obsm`.
-          embeddings: path of a file of embeddings instead, aligned by barcode; of several encoders
-            paths with commas between.
+          embeddings: path of a file of embeddings instead, aligned by barcode or place; of several
+            encoders paths with commas between.
+          patch_px: side of their patches in pixels of level 0, where the file does not say.
+          bin_um: of a folder of Visium HD, the bins.
+          cells_um: of a folder of Xenium, squares that cells are added up in; 0: cells.
           weights: folder of the encoder that is to embed the image, or NAME=FOLDER of several;
             None: as in training.
           library: counts of a whole spot that log1p is predicted for; None: the median of training.
@@ -130,6 +137,9 @@ class Model:
                 "features_key": features_key,
                 "embeddings": _path_or_empty(embeddings),
                 "library": library,
+                "patch_px": patch_px,
+                "bin_um": bin_um,
+                "cells_um": cells_um,
                 "sections": tuple(sections),
                 "spacing_um": spacing_um,
                 "lattice": lattice,

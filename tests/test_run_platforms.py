@@ -9,6 +9,7 @@ import platform_layouts as layouts
 import pytest
 import tiny
 
+import stfm_jax as stfm
 from stfm_jax.data.readers import spatial_data
 
 FIELDS = {
@@ -64,12 +65,21 @@ def test_a_visium_folder_without_an_image_says_what_to_give(visium, tmp_path, ca
     assert "error:" in said and "or the H&E image by --config.predict.image" in said
 
 
-def test_bins_of_visium_hd_are_predicted(visium, tmp_path):
+def test_bins_of_visium_hd_are_predicted(visium, tmp_path, capsys):
     slide = layouts.hd_slide(bin_um=16)
     outs = layouts.write_hd(tmp_path / "HD", slide, 16)
     layouts.write_image(outs / "microscope_image" / "he.tif", slide)
-    found = _predict(visium, **{"predict.input": outs, "predict.bin_um": 16.0})
+    fields = {"predict.input": outs, "predict.bin_um": 16.0}
+    found = _predict(visium, **fields)
     assert set(found.obs_names) == set(slide.barcodes)
+    assert "of 144 spots: gene-wise Pearson" in capsys.readouterr().err
+    matrix = outs / "binned_outputs/square_016um/filtered_feature_bc_matrix.h5"
+    layouts.write_h5(matrix, slide.subset(np.arange(100)))
+    np.testing.assert_array_equal(_predict(visium, **fields).X, found.X)
+    assert "of 100 spots: gene-wise Pearson" in capsys.readouterr().err
+    model = stfm.load(visium / "work")
+    again = model.predict(outs, image=outs / "microscope_image/he.tif", bin_um=16.0)
+    np.testing.assert_array_equal(again.X, found.X)
 
 
 def test_features_of_trident_are_predicted_at_their_patches(trained, tmp_path):

@@ -169,16 +169,22 @@ def predict(
     if config.predict.spatialdata:
         _LOG.info("%s: as SpatialData -> %s", slide.where, spatial_store.write(output))
     measured = _measured(config.predict, slide, genes, config.data.normalization)
-    scores = None if measured is None else metrics.pearson(mean, measured)
+    known = np.full(slide.num_spots, True)
+    if measured is not None:
+        known = np.isfinite(measured).all(axis=1)
+    scores = None if measured is None else metrics.pearson(mean[known], measured[known])
     if scores is not None:
         _LOG.info(
-            "the input holds counts too: gene-wise Pearson %.3f", metrics.mean_over_genes(scores)[0]
+            "the input holds counts too, of %d spots: gene-wise Pearson %.3f",
+            *(known.sum(), metrics.mean_over_genes(scores)[0]),
         )
     title = f"{slide.name}: predicted by {model.method.name}"
     if config.predict.maps:
-        (picture or _draw_maps)(
-            output.with_suffix(".png"), slide, measured, mean, genes, scores, title
-        )
+        if not known.all():
+            title += f"\n{known.sum():,} of {len(known):,} spots, which have counts"
+            slide, measured, mean = slide.subset(known), measured[known], mean[known]
+        draw = picture or _draw_maps
+        draw(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
 
 
 def _annotations(

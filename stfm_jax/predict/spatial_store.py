@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from pathlib import Path
 
 import anndata
@@ -53,7 +54,8 @@ def write(output: Path) -> Path:
     adata = anndata.read_h5ad(output)
     path = path_of(output)
     with atomic_folder(path) as temporary:
-        with anndata.settings.override(zarr_write_format=2):
+        with anndata.settings.override(zarr_write_format=2), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Writing zarr v2")
             _write(adata, temporary)
     return path
 
@@ -78,8 +80,8 @@ def _write(adata: anndata.AnnData, folder: Path) -> None:
     adata.write_zarr(folder / tables.name.strip("/") / TABLE)
     about = {"spatialdata-encoding-type": "ngff:regions_table", "version": "0.1", **keys}
     zarr.open_group(store=folder / "tables" / TABLE, mode="r+").attrs.update(about)
-    _write_circles(adata, folder / "shapes" / SPOTS / "shapes.parquet")
     zarr.consolidate_metadata(str(folder), zarr_format=2)
+    _write_circles(adata, folder / "shapes" / SPOTS / "shapes.parquet")  # no part of zarr
 
 
 def _identity() -> dict:

@@ -324,6 +324,14 @@ def test_expression_of_an_input_is_that_of_its_counts(tmp_path):
     rows = pd.Index(slide.barcodes).get_indexer(given.barcodes)
     np.testing.assert_allclose(found, np.log1p(slide.counts[rows][:, [3, 1]].toarray()))
     assert inputs.read_expression(outs, options, given.barcodes, ["NONE"], "log1p") is None
+    layouts.write_h5(
+        outs / "binned_outputs/square_008um/filtered_feature_bc_matrix.h5",
+        slide.subset(np.arange(100)),
+    )
+    some = inputs.read_expression(outs, options, given.barcodes, genes, "log1p")
+    np.testing.assert_array_equal(np.isnan(some).any(axis=1), rows >= 100)
+    np.testing.assert_array_equal(some[rows < 100], found[rows < 100])
+    layouts.write_hd(tmp_path / "HD1/outs", slide)
     np.testing.assert_array_equal(
         inputs.read_counted(outs, options).counts.toarray(), slide.counts.toarray()
     )

@@ -84,22 +84,27 @@ def read_expression(
     genes: Sequence[str],
     normalization: str,
 ) -> np.ndarray | None:
-    """Normalised expression [n, g] of a slide's spots; None where it has no counts of all of it."""
+    """Normalised expression [n, g] of a slide's spots, NaN of those without counts.
+
+    None where a gene, or every spot, has none.
+    """
     if _is_embeddings(path):
         return None
     if _platform(path)[1] is None and not zarr_store.is_store(path):
         return h5ad_counts.read_expression(path, barcodes, genes, normalization)
     slide = read_counted(path, options)
     rows = pd.Index(slide.barcodes).get_indexer(barcodes)
-    if (rows < 0).any() or not set(genes) <= set(slide.genes):
+    known, lacking = rows >= 0, set(genes) - set(slide.genes)
+    if lacking or not known.any():
         _LOG.info(
             "%s: the prediction is not compared with its counts, which %d of %d spots and %d of %d "
             "genes lack",
-            *(slide.where, (rows < 0).sum(), len(rows)),
-            *(len(set(genes) - set(slide.genes)), len(genes)),
+            *(slide.where, (~known).sum(), len(rows), len(lacking), len(genes)),
         )
         return None
-    return expression(slide.subset(rows), genes, normalization)
+    found = np.full((len(rows), len(genes)), np.nan, np.float32)
+    found[known] = expression(slide.subset(rows[known]), genes, normalization)
+    return found
 
 
 def open_embeddings(files: str | Path, patch_px: float | None) -> list[embeddings.Embeddings]:
