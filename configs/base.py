@@ -204,6 +204,8 @@ def get_config() -> ConfigDict:
     predict.spacing_um = config_dict.placeholder(float)  # of spots laid over an image; None: as in
     predict.lattice = "hex"  # or square                   training
     predict.tissue_threshold = config_dict.placeholder(float)  # optical density; None: Otsu's
+    predict.regions = ""  # GeoJSON of QuPath: only spots in these are predicted
+    predict.geojson = False  # spots with their values as GeoJSON beside the output
     predict.sections = ()  # of a stack, to generate whatever counts they hold
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
     predict.spatialdata = False  # of a slide, also a store OUT.zarr for spatialdata

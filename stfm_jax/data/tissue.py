@@ -76,7 +76,7 @@ def find(image: SlideImage, um_per_px: float, threshold: float | None = None) ->
             f"{overview.shape[1] * OVERVIEW_UM / 1e3:.1f} x "
             f"{overview.shape[0] * OVERVIEW_UM / 1e3:.1f} mm, stain above {taken:.3f}); it must be "
             "the H&E image and its micrometres per pixel right. Of a very pale slide lower "
-            "--config.predict.tissue_threshold; or say where it is, --config.predict.regions."
+            "--config.predict.tissue_threshold."
         )
     if not _SHARES[0] <= found.share <= _SHARES[1]:
         _LOG.warning(

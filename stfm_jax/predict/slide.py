@@ -23,7 +23,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request, Section, Standing, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
-from stfm_jax.predict import budget, features, library, spatial_store
+from stfm_jax.predict import areas, budget, features, library, spatial_store
 from stfm_jax.predict.draw_store import DrawStore
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
@@ -50,6 +50,7 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
     )
     if options.embeddings:
         slide = features.with_embeddings(slide, options.embeddings, options.patch_px)
+    slide = areas.restricted(slide, options.regions)
     folder = Path(options.output).parent
     embeds = bool(options.image or slide.patches)
     budget.check(model, slide, request_of(model, config), folder, embeds)
@@ -124,7 +125,6 @@ def predict(
     config: Any,
     checkpoint: Path,
     *,
-    obs: Mapping[str, np.ndarray] | None = None,
     about: Mapping[str, Any] | None = None,
     picture: Callable[..., None] | None = None,
 ) -> None:
@@ -144,11 +144,13 @@ def predict(
       slide: of `read_input`.
       config: for seed, number of draws, output and provenance.
       checkpoint: where the model lies, for provenance.
-      obs: more columns [n] of the spots.
       about: more provenance.
       picture: draws it in place of `_draw_maps`, with the same arguments.
     """
     output, genes = Path(config.predict.output), [str(gene) for gene in model.genes.scored]
+    regions = areas.of_spots(slide, config.predict.regions) if config.predict.regions else None
+    if config.predict.geojson:
+        areas.check_geojson(slide)
     n, g = slide.num_spots, len(genes)
     scaled = library.scaled_to(model, config.predict.library, config.data.normalization)
     with atomic_path(output) as temporary, DrawStore(output.parent, n, g) as store:
@@ -159,7 +161,8 @@ def predict(
         mean = scaled(gathered(predicted.mean, n)[:, :g])
         draws = predicted.draws is not None
         adata = _annotations(model, slide, config, checkpoint, draws)
-        adata.obs = adata.obs.assign(**obs or {})
+        if regions is not None:
+            adata.obs["region"] = pd.Categorical(regions)
         adata.uns["stfm"] |= about or {}
         if predicted.standing is not None:
             _say_distance(adata, predicted.standing)
@@ -178,6 +181,11 @@ def predict(
             "the input holds counts too, of %d spots: gene-wise Pearson %.3f",
             *(known.sum(), metrics.mean_over_genes(scores)[0]),
         )
+    if regions is not None:
+        path = output.with_name(f"{output.stem}_regions.csv")
+        areas.write_table(path, regions, mean, measured, genes)
+    if config.predict.geojson:
+        areas.write_geojson(output, slide, genes)
     title = f"{slide.name}: predicted by {model.method.name}"
     if config.predict.maps:
         if not known.all():

@@ -26,7 +26,7 @@ from stfm_jax.encoders import embed
 from stfm_jax.errors import InputError
 from stfm_jax.plots import overview
 from stfm_jax.plots.slides import save
-from stfm_jax.predict import budget, features
+from stfm_jax.predict import areas, budget, features
 from stfm_jax.predict import slide as predict_slide
 from stfm_jax.runtime import distributed
 from stfm_jax.store import Model
@@ -48,6 +48,7 @@ def run(config: Any, model: Model, folder: Path) -> None:
     _check(options)
     spacing = spacing_um(options, model)
     found, slide = spots(options, spacing)
+    slide = areas.restricted(slide, options.regions)
     request, beside = predict_slide.request_of(model, config), Path(options.output).parent
     budget.check(model, slide, request, beside, embeds=False)
     encoders = features.encoders_for(config, model)

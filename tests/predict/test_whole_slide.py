@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import anndata
 import numpy as np
@@ -20,6 +21,7 @@ from stfm_jax.encoders.encoder import Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models import table
 from stfm_jax.predict import budget, whole_slide
+from stfm_jax.predict import slide as predict_slide
 from stfm_jax.predict.file import predict_file
 
 UM_PER_PX = 2.0
@@ -175,3 +177,49 @@ def test_the_mask_is_the_disc(slide):
     found = tissue.find(open_image(slide), UM_PER_PX)
     wanted = disc(150, 200, 100)
     assert (found.mask & wanted).sum() / (found.mask | wanted).sum() > 0.95
+
+
+def drawn(path):
+    """The left half of the slide, in pixels of level 0."""
+    half = [[0, 0], [800, 0], [800, 1200], [0, 1200], [0, 0]]
+    about = {"classification": {"name": "Tumor"}}
+    geometry = {"type": "Polygon", "coordinates": [half]}
+    path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": about}))
+    return str(path)
+
+
+def test_regions_and_spots_as_geojson(trained, model, slide, tmp_path):
+    regions = drawn(tmp_path / "half.geojson")
+    given = configured(trained, tmp_path / "out", slide, regions=regions, geojson=True)
+    predict_file(given, model, trained.workdir)
+    out = anndata.read_h5ad(tmp_path / "out" / "out.h5ad")
+    assert set(out.obs["region"]) == {"Tumor"} and out.obsm["spatial"][:, 0].max() <= 800
+    spots = json.loads((tmp_path / "out" / "out.geojson").read_text())["features"]
+    assert [spot["properties"]["name"] for spot in spots] == list(out.obs_names)
+    first = spots[0]["properties"]["measurements"]
+    np.testing.assert_allclose([first[g] for g in out.var_names], out.X[0], rtol=1e-3)
+    table = (tmp_path / "out" / "out_regions.csv").read_text().splitlines()
+    assert table[0].startswith("region,spots,") and table[1].startswith(f"Tumor,{out.n_obs},")
+
+
+def test_regions_of_a_slide_with_counts_are_scored(trained, model, tmp_path):
+    given = anndata.read_h5ad(trained.unseen)
+    given.obsm["spatial"] = np.asarray(given.obsm["spatial"]) / 2
+    given.uns |= {"spatial_unit": "pixel", "um_per_px": 2.0}
+    given.write_h5ad(tmp_path / "in.h5ad")
+    regions = drawn(tmp_path / "half.geojson")
+    config = configured(trained, tmp_path, tmp_path / "in.h5ad", regions=regions)
+    predict_slide.predict(*predict_slide.read_input(config, model), config, trained.workdir)
+    out = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert 0 < out.n_obs < given.n_obs and (out.obsm["spatial"][:, 0] <= 800).all()
+    assert (tmp_path / "out_regions.csv").read_text().startswith("region,spots,pearson,")
+    far = (tmp_path / "half.geojson").read_text().replace("800", "1").replace("1200", "1")
+    (tmp_path / "far.geojson").write_text(far)
+    config = configured(
+        trained, tmp_path, tmp_path / "in.h5ad", regions=str(tmp_path / "far.geojson")
+    )
+    with bad(r"far\.geojson: none of the \d+ spots .* drawn on this very image"):
+        predict_slide.read_input(config, model)
+    config = configured(trained, tmp_path, trained.unseen, regions=regions)
+    with bad(r"--config\.predict\.regions: .* expected pixels"):
+        predict_slide.read_input(config, model)
