@@ -70,7 +70,7 @@ class Gated(Method):
         known = settings, state.transform, slide
         standing = strangers.standing(state.strangers, *known, case.familiar)
         share = standing.share
-        near = ((at, _near(state.near, x)) for at, x in regression.feature_blocks(*known, True))
+        near = ((at, near_mean(state.near, x)) for at, x in regression.feature_blocks(*known, True))
         if share == 1.0:
             return Prediction(near, standing=standing)
         away = [1.0 - each for each in standing.shares]
@@ -96,6 +96,7 @@ class Gated(Method):
         return {**chosen, "share": float(state.strangers.share)}
 
 
-def _near(near: Near, x: np.ndarray) -> np.ndarray:
+def near_mean(near: Near, x: np.ndarray) -> np.ndarray:
+    """Expression [n, g] by the flexible fit, of features [n, f]."""
     linear = regressors.predict(near.kernel, x) + regressors.predict(near.ridge, x)
     return (linear + tree_ops.predict(near.trees, x)) / 3

@@ -38,7 +38,7 @@ def parts(fitted, slide):
     _, state, _, _ = fitted
     x = features_of(SETTINGS, state.transform, slide, True)
     far = strangers.far_mean(state.strangers, state.transform, slide, (1.0,))
-    return gated._near(state.near, x), far
+    return gated.near_mean(state.near, x), far
 
 
 def test_a_further_section_is_predicted_by_the_flexible_fit(fitted):
