@@ -7,10 +7,14 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optional
 import pytest
+import tiny
 
 from stfm_jax.encoders import stain_texture
+from stfm_jax.models import regression, strangers
+from stfm_jax.models.regression import RegressionSettings
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 SMALL = ["--features=16", "--genes=6", "--width=8", "--blocks=1", "--repeats=1"]
@@ -165,6 +169,24 @@ def test_linear_attention(rows_of):
 
 
 @pytest.mark.slow
+def test_the_parts_of_gated(load):
+    """Two of its rows are what the library predicts; every variant is another prediction."""
+    parts = load("strangers")
+    *train, test = tiny.slides()
+    settings = RegressionSettings(components=tiny.WIDTH, context=(9,))
+    genes = train[0].genes[:6]
+    found = {
+        name: parts.of_far(far, settings, train, [test], genes, 0)[0]
+        for name, far in parts.VARIANTS.items()
+    }
+    seen = regression.seen_of(settings, train, genes, True, 0)
+    fitted = strangers.fit(train, seen, ("kernel", "ridge"))
+    far = strangers.far_mean(fitted, seen.transform, test, (1.0,))
+    np.testing.assert_allclose(found["far"], far, atol=1e-4)
+    for name, values in found.items():
+        assert name == "far" or np.abs(values - found["far"]).max() > 1e-3, name
+
+
 def test_memory(load, rows_of, monkeypatch):
     monkeypatch.setattr(load("memory"), "BASELINE", 40)
     rows = rows_of("memory", "--n=40", "--impl=stfm,stfm_recomputed")
