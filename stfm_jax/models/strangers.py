@@ -12,8 +12,7 @@ the mean of a gene in another patient is not in the image. Its size is that betw
 patients; of one patient, a sixfold change of counts, of which log1p shows less where they are low.
 As little is known of that size, offsets are of Student's distribution.
 
-No constant here was chosen by a stranger; they are [ours]: the strength and the axes were the best
-of three each on simulated patients.
+All of it is [ours]; where the constants come from is in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -78,35 +77,27 @@ def fit(
     def make() -> Strangers:
         in_units, scale = regression.scaled(seen)
         x, z = in_units.pooled
-        coords = np.concatenate([slide.coords_um for slide in slides])
-        section = np.repeat(np.arange(len(slides)), [slide.num_spots for slide in slides])
-        alone = len(slides) == 1
-        units = seen.groups if alone else section
-        parts = {}
-        for i, columns in _columns(seen.transform, x.shape[1]).items():
-            own = columns[: _width(seen.transform, i)]
-            reference = distance.fit(
-                x[:, columns], len(own), coords, units, seen.groups, blocks=alone
-            )
-            far = targets.regressor_back(_shrunk(x[:, own], z), scale)
-            parts[i] = Part(far, reference)
         unseen = _unseen_far(slides, in_units)
         residual = _within_slides((z - unseen) * scale.std, slides)
-        known = np.concatenate([y - y.mean(axis=0) for y in seen.y]).var(axis=0)
-        share, freedom = 1.0, FREEDOM
-        offset = OFFSET * -np.expm1(-np.concatenate(seen.y).mean(axis=0))
         patients = [slide.patient or slide.name for slide in slides]
         if len(set(patients)) > 1:
             share = _learned_share(slides, in_units, unseen, kinds, once)
+            within = _within_slides(np.concatenate(seen.y), slides).std(axis=0)
+            offset = offset_between(seen.y, patients, within)
             freedom = len(set(patients)) - 1 + PATIENTS
-            offset = offset_between(seen.y, patients, np.sqrt(known))
-        return Strangers(
-            parts,
-            np.float32(share),
-            targets.residual_covariance(residual).astype(np.float32),
-            offset.astype(np.float32),
-            np.float32(freedom),
-        )
+        else:
+            share, freedom = 1.0, FREEDOM
+            offset = OFFSET * -np.expm1(-np.concatenate(seen.y).mean(axis=0))
+        parts = {
+            i: Part(
+                targets.regressor_back(_shrunk(x[:, columns[:own]], z), scale),
+                _reference(slides, x[:, columns], own, seen.groups),
+            )
+            for i, columns, own in _encoders(seen.transform, x.shape[1])
+        }
+        covariance = targets.residual_covariance(residual)
+        arrays = (np.asarray(a, np.float32) for a in (share, covariance, offset, freedom))
+        return Strangers(parts, *arrays)
 
     return once(make, slides, "strangers", tuple(kinds), seen.key)
 
@@ -156,7 +147,7 @@ def standing(
     coords, n = slide.coords_um[spots], len(spots)
     most = 1.0 if familiar else float(strangers.share)
     found, shares = [], []
-    for i, columns in _columns(transform, x.shape[1]).items():
+    for i, columns, _ in _encoders(transform, x.shape[1]):
         reference = strangers.of[i].reference
         ratio = distance.ratio(reference, x[:, columns], coords)
         limits = [distance.usual(reference, q, n) for q in (distance.NEAR, distance.FAR)]
@@ -174,9 +165,12 @@ def far_mean(
 ) -> np.ndarray:
     """Expression [n, g] by the fits for strangers, averaged with a weight for each encoder."""
     own = own_features(transform, slide.features)
-    columns = _columns(transform, own.shape[1])
-    parts = zip(weights, strangers.of.items(), strict=True)
-    total = sum(w * regressors.predict(part.far, own[:, columns[i]]) for w, (i, part) in parts if w)
+    encoders = zip(weights, _encoders(transform, own.shape[1]), strict=True)
+    total = sum(
+        weight * regressors.predict(strangers.of[i].far, own[:, columns])
+        for weight, (i, columns, _) in encoders
+        if weight
+    )
     rough = (total / np.float32(sum(weights))).astype(np.float32)
     return _half_smoothed(rough, slide.coords_um)
 
@@ -227,12 +221,6 @@ def stood_back(
     return Prediction(whole(np.maximum(mean, 0.0)), draws(), standing)
 
 
-def narrowed(strangers: Strangers, kept: Sequence[int]) -> Strangers:
-    """For slides with the features of some encoders only; see `Method.narrowed`."""
-    of = {str(new): strangers.of[str(old)] for new, old in enumerate(kept)}
-    return strangers._replace(of=of)
-
-
 def _of_spots(
     strangers: Strangers, settings: RegressionSettings, transform: FeatureTransform, slide: Slide
 ) -> np.ndarray:
@@ -240,23 +228,33 @@ def _of_spots(
     largest."""
     out = np.empty(slide.num_spots, np.float32)
     for spots, x in regression.feature_blocks(settings, transform, slide, True):
-        columns = _columns(transform, x.shape[1])
-        found = [distance.of_spots(p.reference, x[:, columns[i]]) for i, p in strangers.of.items()]
+        found = [
+            distance.of_spots(strangers.of[i].reference, x[:, columns])
+            for i, columns, _ in _encoders(transform, x.shape[1])
+        ]
         out[spots] = np.max(found, axis=0)
     return out
 
 
-def _columns(transform: FeatureTransform, num_features: int) -> dict[str, np.ndarray]:
-    """Columns of each encoder, its own components first."""
+def _encoders(
+    transform: FeatureTransform, num_features: int
+) -> Iterator[tuple[str, np.ndarray, int]]:
+    """Number of each encoder, its columns of the features, and how many of these are a spot's own,
+    which come first."""
     columns = columns_of(transform, num_features) or [np.arange(num_features)]
-    return {str(i): part for i, part in enumerate(columns)}
+    axes = [transform.components.shape[1]] if transform.axes is None else transform.axes
+    for i, (of, own) in enumerate(zip(columns, axes, strict=True)):
+        yield str(i), of, int(own)
 
 
-def _width(transform: FeatureTransform, number: str) -> int:
-    """Principal components of an encoder."""
-    if transform.axes is None:
-        return transform.components.shape[1]
-    return int(transform.axes[int(number)])
+def _reference(
+    slides: Sequence[Slide], x: np.ndarray, own: int, groups: np.ndarray
+) -> distance.Reference:
+    """What is usual among the slides; among blocks of an only one, which are its groups."""
+    alone = len(slides) == 1
+    section = np.repeat(np.arange(len(slides)), [slide.num_spots for slide in slides])
+    coords = np.concatenate([slide.coords_um for slide in slides])
+    return distance.fit(x, own, coords, groups if alone else section, groups, blocks=alone)
 
 
 def _shrunk(own: np.ndarray, z: np.ndarray) -> Linear:
@@ -291,13 +289,13 @@ def _unseen_far(slides: Sequence[Slide], seen: Seen) -> np.ndarray:
     """What the fit for strangers says of the training spots [n, g], their groups left out."""
     x, z = seen.pooled
     out = np.zeros_like(z)
-    parts = _columns(seen.transform, x.shape[1])
-    for i, columns in parts.items():
-        own = x[:, columns[: _width(seen.transform, i)]]
+    encoders = list(_encoders(seen.transform, x.shape[1]))
+    for _, columns, own in encoders:
+        of_spot = x[:, columns[:own]]
         for group in np.unique(seen.groups):
             left = seen.groups == group
-            fitted = _shrunk(own[~left], z[~left])
-            out[left] += regressors.predict(fitted, own[left]) / len(parts)
+            fitted = _shrunk(of_spot[~left], z[~left])
+            out[left] += regressors.predict(fitted, of_spot[left]) / len(encoders)
     bounds = np.cumsum([slide.num_spots for slide in slides])[:-1]
     each = zip(np.split(out, bounds), slides, strict=True)
     return np.concatenate([_half_smoothed(part, slide.coords_um) for part, slide in each])
