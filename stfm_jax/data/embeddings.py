@@ -144,6 +144,8 @@ def open_stored(path: str | Path) -> Embeddings:
         if key is None or "coords" not in file:
             raise InputError(_lacking(file, path))
         matrix, coords = file[key], file["coords"]
+        if not all(isinstance(each, h5py.Dataset) for each in (matrix, coords)):
+            raise InputError(f"{path}: expected {key} and coords to be arrays; {_MEND}")
         named = next((name for name in ("barcodes", "barcode") if name in file), None)
         barcodes = None if named is None else decode_strings(file[named][()])
         if matrix.ndim == 1:

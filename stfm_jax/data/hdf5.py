@@ -56,10 +56,13 @@ def open_hdf5(
                     f"{', '.join(sorted(file)) or 'nothing'}; {how_to_mend}"
                 )
             yield file
-    except (OSError, RuntimeError) as error:  # h5py raises either on damaged files
+    except InputError:
+        raise
+    except (MemoryError, Exception) as error:  # h5py's, and of whatever damaged data give
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: expected a readable HDF5 file, found {path.stat().st_size} bytes that "
-            f"cannot be read ({error}); {how_to_mend}"
+            f"cannot be read ({reason}); {how_to_mend}"
         ) from error
 
 

@@ -329,7 +329,7 @@ def reading(path: str | Path, how_to_get: str = _GET) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # h5py's and anndata's, and of whatever damaged data give
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: expected an AnnData file, found {path.stat().st_size} bytes that cannot be "

@@ -1,14 +1,17 @@
-"""Small text files of instruments, gzipped or not: tables without a header, JSON."""
+"""Files of instruments: tables of text, gzipped or not, JSON, parquet."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
+import pyarrow.parquet
 
 from stfm_jax.errors import InputError
 
@@ -51,6 +54,22 @@ def read_json(path: Path) -> dict[str, Any]:
         return found
     except DAMAGED as error:
         raise damaged(path, "a JSON object", error) from error
+
+
+@contextlib.contextmanager
+def opened_parquet(path: Path, expected: str) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """A parquet file; whatever reading it may raise in the block names it.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except InputError:
+        raise
+    except Exception as error:  # arrow's, and pandas' about the metadata that it finds
+        raise damaged(path, expected, error) from error
 
 
 def damaged(path: Path, expected: str, error: Exception) -> InputError:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 import zarr
 
 from stfm_jax.data.readers import plain
@@ -55,10 +53,8 @@ def read(root: Path, group: zarr.Group, element: str) -> pd.DataFrame:
 
 
 def _of_parquet(path: Path) -> pd.DataFrame:
-    try:
-        table = pyarrow.parquet.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise plain.damaged(path, "a parquet table of shapes", error) from error
+    with plain.opened_parquet(path, "a parquet table of shapes") as file:
+        table = file.read().to_pandas()
     if "geometry" not in table or not all(isinstance(each, bytes) for each in table["geometry"]):
         raise InputError(
             f"{path}: expected the column geometry in WKB, found {', '.join(map(str, table))}; "

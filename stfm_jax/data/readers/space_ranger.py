@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 
 from stfm_jax.data.readers import pitch, plain, tenx
 from stfm_jax.data.slide import Slide
@@ -175,19 +173,20 @@ def read_spots(path: Path) -> Spots:
     spots = Spots(*(np.concatenate(each) for each in zip(*parts, strict=True)))
     if not len(spots.barcodes):
         raise InputError(f"{path}: puts no spot into the tissue (in_tissue = 1).")
+    names = pd.Index(spots.barcodes)
+    if not names.is_unique:
+        twice = names[names.duplicated()][0]
+        raise InputError(f"{path}: names the barcode {twice!r} twice; get the file again.")
     return spots
 
 
 def _batches(path: Path) -> Iterator[pd.DataFrame]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            there = [name for name in COLUMNS if name in file.schema_arrow.names]
-            if not file.metadata.num_rows:
-                raise InputError(f"{path}: has no rows; get the file again.")
-            for batch in file.iter_batches(columns=there):
-                yield batch.to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise plain.damaged(path, "a parquet table of spots", error) from error
+    with plain.opened_parquet(path, "a parquet table of spots") as file:
+        there = [name for name in COLUMNS if name in file.schema_arrow.names]
+        if not file.metadata.num_rows:
+            raise InputError(f"{path}: has no rows; get the file again.")
+        for batch in file.iter_batches(columns=there):
+            yield batch.to_pandas()
 
 
 def _in_tissue(table: pd.DataFrame, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

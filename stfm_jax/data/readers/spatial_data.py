@@ -36,11 +36,15 @@ def load(path: str | Path) -> anndata.AnnData:
       FileNotFoundError: there is no such store.
       InputError: it is damaged, or it is not said which of its tables is meant.
     """
-    root, group, name = _opened(path)
-    if group is None:
-        return zarr_store.load(path)
+    with zarr_store.reading(path):
+        root, group, name = _opened(path)
+        return zarr_store.load(path) if group is None else _placed(root, group, name)
+
+
+def _placed(root: Path, group: zarr.Group, name: str | None) -> anndata.AnnData:
+    """A table with the places of its rows."""
     name = _one_table(root, group, name, lambda _: True)
-    adata = zarr_store.read_anndata(group[name], root / name)
+    adata = anndata.read_zarr(group[name])
     region, keys = _region(adata, root / name)
     if region is None:
         return adata
@@ -60,8 +64,9 @@ def is_tiles(path: str | Path) -> bool:
     """Whether a path names a store of LazySlide, or a table in one."""
     if not zarr_store.is_store(path) or not Path(path).exists():
         return False
-    _, group, _ = _opened(path)
-    return group is not None and _TILES in group.attrs
+    with zarr_store.reading(path):
+        _, group, _ = _opened(path)
+        return group is not None and _TILES in group.attrs
 
 
 def open_tiles(path: str | Path) -> Embeddings:
@@ -73,12 +78,18 @@ def open_tiles(path: str | Path) -> Embeddings:
     Raises:
       FileNotFoundError, InputError: as `load`.
     """
-    root, group, name = _opened(path)
-    if group is None:
-        raise InputError(f"{path}: expected a store of LazySlide, found another.")
+    with zarr_store.reading(path):
+        root, group, name = _opened(path)
+        if group is None:
+            raise InputError(f"{path}: expected a store of LazySlide, found another.")
+        return _tiles(root, group, name)
+
+
+def _tiles(root: Path, group: zarr.Group, name: str | None) -> Embeddings:
+    """The features of a table with the tiles that they are of."""
     tiles = set(group.attrs.get(_TILES, {}))
     name = _one_table(root, group, name, lambda table: any(table.endswith(f"_{t}") for t in tiles))
-    adata = zarr_store.read_anndata(group[name], root / name)
+    adata = anndata.read_zarr(group[name])
     region, keys = _region(adata, root / name)
     if region is None or adata.X is None:
         raise InputError(f"{root / name}: expected features of tiles, found none.")

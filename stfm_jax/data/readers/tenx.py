@@ -18,7 +18,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.io
 import scipy.sparse as sp
 
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_file
@@ -74,7 +73,7 @@ def is_matrix(path: Path) -> bool:
             return _group(file) is not None
     except InputError:  # of several genomes
         return True
-    except (OSError, RuntimeError):
+    except Exception:  # no HDF5, or a damaged one: not for this reader to say
         return False
 
 
@@ -217,10 +216,22 @@ def _table(path: Path, prefix: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _read_mtx(path: Path) -> sp.coo_matrix:
+    """By pandas: scipy's own reader ends the process at some damaged files."""
     require_file(path, _GET)
     try:
         with plain.open_bytes(path) as file:
-            return sp.coo_matrix(scipy.io.mmread(file))
+            if not file.readline().lower().startswith(b"%%matrixmarket matrix coordinate"):
+                raise ValueError("no %%MatrixMarket matrix coordinate in its first line")
+            line = file.readline()
+            while line.startswith(b"%"):
+                line = file.readline()
+            rows, columns, values = map(int, line.split())
+            types = {"row": np.int32, "column": np.int32, "value": np.float32}
+            table = pd.read_csv(file, sep=r"\s+", header=None, names=list(types), dtype=types)
+        row, column = table["row"].to_numpy() - 1, table["column"].to_numpy() - 1
+        if len(table) != values:
+            raise ValueError(f"{len(table)} values, not {values}")
+        return sp.coo_matrix((table["value"].to_numpy(), (row, column)), shape=(rows, columns))
     except plain.DAMAGED as error:
         raise plain.damaged(path, "a matrix in the format of Matrix Market", error) from error
 

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 import scipy.sparse as sp
 
 from stfm_jax.data.readers import pitch, plain, tenx
@@ -140,8 +138,8 @@ def _one(folder: Path, root: Path, patterns: tuple[str, ...], what: str) -> Path
 
 def _cells(root: Path, counts: bool) -> _Cells:
     table = _table(root / _CELLS)
-    ids = np.array([_text(each) for each in table["cell_id"]], dtype=str)
-    centroids = table[list(_COLUMNS[1:])].to_numpy(np.float64)
+    ids = table["cell_id"].to_numpy(dtype=str)
+    centroids = table[list(_COLUMNS[1:])].to_numpy()
     if not counts:
         return _Cells(ids, centroids, None, None)
     path = next(
@@ -168,18 +166,20 @@ def _cells(root: Path, counts: bool) -> _Cells:
 def _table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Get it from the bundle.")
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            absent = [name for name in _COLUMNS if name not in there]
-            if absent or not file.metadata.num_rows:
-                raise InputError(
-                    f"{path}: expected cells with the columns {', '.join(_COLUMNS)}, found "
-                    f"{file.metadata.num_rows} with {', '.join(there)}."
-                )
-            return file.read(columns=list(_COLUMNS)).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise plain.damaged(path, "a parquet table of cells", error) from error
+    with plain.opened_parquet(path, "a parquet table of cells") as file:
+        there = file.schema_arrow.names
+        absent = [name for name in _COLUMNS if name not in there]
+        if absent or not file.metadata.num_rows:
+            raise InputError(
+                f"{path}: expected cells with the columns {', '.join(_COLUMNS)}, found "
+                f"{file.metadata.num_rows} with {', '.join(there)}."
+            )
+        table = file.read(columns=list(_COLUMNS)).to_pandas()
+        table["cell_id"] = [_text(each) for each in table["cell_id"]]
+        table = table.astype(dict.fromkeys(_COLUMNS[1:], np.float64))
+    if table["cell_id"].duplicated().any():
+        raise InputError(f"{path}: names a cell twice; get the file again.")
+    return table
 
 
 def _text(cell: object) -> str:

@@ -5,7 +5,9 @@ Read whole: what stays in an `.h5ad` until it is needed does not here.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
@@ -49,11 +51,29 @@ def open_group(path: str | Path) -> zarr.Group:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such store. Give the path of a .zarr folder.")
-    try:
+    with reading(path):
         store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
         return zarr.open_group(store=store, mode="r")
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """What reading a store may raise, as an error that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*names are not unique")
+            warnings.filterwarnings("ignore", message=".*not recognized as a component")
+            yield
+    except InputError:
+        raise
     except Exception as error:  # zarr's own classes, which no other name covers, and the codecs'
-        raise unreadable(path, error) from error
+        if isinstance(error, FileNotFoundError) and not Path(path).exists():
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: expected a zarr store with an AnnData, found one that cannot be read "
+            f"({reason}); get it again, or write it with anndata."
+        ) from error
 
 
 def load(path: str | Path) -> anndata.AnnData:
@@ -63,33 +83,11 @@ def load(path: str | Path) -> anndata.AnnData:
       FileNotFoundError: there is no such store.
       InputError: it is damaged, or holds no AnnData.
     """
-    group = open_group(path)
-    if group.attrs.get("encoding-type") != "anndata" and not {"obs", "var"} <= set(group):
-        raise InputError(
-            f"{path}: expected the AnnData of a slide (obs, var, obsm), found "
-            f"{', '.join(sorted(group)) or 'nothing'}."
-        )
-    return read_anndata(group, path)
-
-
-def read_anndata(group: zarr.Group, where: str | Path) -> anndata.AnnData:
-    """The AnnData of a group.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")
-            return anndata.read_zarr(group)
-    except Exception as error:  # as above
-        raise unreadable(where, error) from error
-
-
-def unreadable(path: str | Path, error: Exception) -> InputError:
-    """The error about a store that could not be read."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(
-        f"{path}: expected a zarr store with an AnnData, found one that cannot be read "
-        f"({reason}); get it again, or write it with anndata."
-    )
+    with reading(path):
+        group = open_group(path)
+        if group.attrs.get("encoding-type") != "anndata" and not {"obs", "var"} <= set(group):
+            raise InputError(
+                f"{path}: expected the AnnData of a slide (obs, var, obsm), found "
+                f"{', '.join(sorted(group)) or 'nothing'}."
+            )
+        return anndata.read_zarr(group)
