@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stfm_jax.data.images.opening import is_image
 from stfm_jax.data.readers import pitch, plain, tenx
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres",
            "pxl_col_in_fullres")  # fmt: skip
-IMAGES = (".tif", ".tiff", ".btf", ".jpg", ".jpeg", ".png", ".svs", ".ndpi", ".scn", ".mrxs",
-          ".bif", ".czi", ".vsi")  # fmt: skip
 _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 _MATRICES = (
     "filtered_feature_bc_matrix.h5",
@@ -322,7 +321,7 @@ def find_image(folder: Path) -> Path | None:
     here = [p for root in dict.fromkeys((folder, own)) for p in _files(root)]
     here += [p for name in _IMAGE_FOLDERS for p in _files(folder / name)]
     here += [p for p in _files(own.parent) if p.stem == own.name]
-    found = [p for p in here if p.suffix.lower() in IMAGES and not _PICTURES.search(p.name)]
+    found = [p for p in here if is_image(p) and not _PICTURES.search(p.name)]
     if len(found) > 1:
         raise InputError(
             f"{folder}: expected one image of full resolution, found {len(found)} "
