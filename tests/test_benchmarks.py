@@ -136,6 +136,12 @@ def test_attention(rows_of):
     assert all(row["temporary_gib"] > 0 for row in rows)
 
 
+def test_dense(rows_of):
+    (row,) = rows_of("dense", "--n=400")
+    assert row["rows"] == 400
+    assert row["seconds_600k"] == pytest.approx(row["seconds"] * 1500)
+
+
 def test_embed(rows_of):
     rows = rows_of("embed", "--n=3", "--what=stain_texture,lunit-s16", "--impl=stfm")
     assert which(rows, "what", "impl", "n", "width") == {

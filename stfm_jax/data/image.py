@@ -14,7 +14,7 @@ import numpy as np
 from stfm_jax.data.hdf5 import open_hdf5
 from stfm_jax.data.images.opening import open_image
 from stfm_jax.data.images.sampling import coarsest
-from stfm_jax.data.patches import PatchSource
+from stfm_jax.data.patches import PatchSource, WholeImage
 from stfm_jax.errors import InputError
 
 _GET_H5 = "HEST's patches/<id>.h5 come with the task's folder."
@@ -57,6 +57,10 @@ class ImagePatches:
         other = copy.copy(self)
         other.level = coarsest(self.image, um_per_px / self._um_per_px)
         return other
+
+    def whole(self) -> WholeImage:
+        """The image itself; see `data.patches.whole_image`."""
+        return WholeImage(self.image, self._um_per_px, self.coords_px * self._um_per_px)
 
     def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
         """Patches [b, p, p, 3] uint8 of some spots; see `PatchSource.read`."""

@@ -6,9 +6,12 @@ this interface; image files, HEST patch files and simulated tissue implement it.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from stfm_jax.data.images.image import SlideImage
+from stfm_jax.errors import InputError
 
 
 class PatchSource(Protocol):
@@ -41,3 +44,26 @@ def at_scale(source: PatchSource, um_per_px: float) -> PatchSource:
     """
     at = getattr(source, "at", None)
     return source if at is None else at(um_per_px)
+
+
+class WholeImage(NamedTuple):
+    """The image that a source's patches are of."""
+
+    image: SlideImage
+    um_per_px: float  # of its level 0
+    coords_um: np.ndarray  # [n, 2] the spots, from its corner
+
+
+def whole_image(source: PatchSource) -> WholeImage:
+    """The image behind a source of patches, seen through `SubsetPatches` too.
+
+    Raises:
+      InputError: it has none, but patches alone.
+    """
+    whole = getattr(source, "whole", None)
+    if whole is None:
+        raise InputError(
+            "config.encoder.name: stain_texture_dense needs the image of the slide, found patches "
+            "of its spots alone; take stain_texture."
+        )
+    return whole()

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from stfm_jax.data import feature_store
-from stfm_jax.data.patches import PatchSource, at_scale
+from stfm_jax.data.patches import PatchSource, WholeImage, at_scale, whole_image
 from stfm_jax.errors import InputError
 
 JOINED_BY = "+"  # between the names of several encoders
@@ -99,6 +99,10 @@ class SubsetPatches:
 
     def at(self, um_per_px: float) -> SubsetPatches:
         return dataclasses.replace(self, base=at_scale(self.base, um_per_px))
+
+    def whole(self) -> WholeImage:
+        image = whole_image(self.base)
+        return image._replace(coords_um=image.coords_um[self.index])
 
     def read(self, indices: np.ndarray, size_um: float) -> np.ndarray:
         return self.base.read(self.index[indices], size_um)

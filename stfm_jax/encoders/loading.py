@@ -15,6 +15,7 @@ from typing import Any
 
 from stfm_jax.encoders import configs, efficientnet, known, names, resnet, vit, weights
 from stfm_jax.encoders.configs import Config
+from stfm_jax.encoders.dense import StainTextureDense
 from stfm_jax.encoders.encoder import PATCH_UM, Encoder, StainTexture
 from stfm_jax.encoders.known import Known
 from stfm_jax.encoders.networks import EfficientNet, ResNet, Vit
@@ -24,7 +25,9 @@ from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
 STAIN_TEXTURE, EFFICIENTNET = "stain_texture", "efficientnet_lite0"
-BUILT_IN = (STAIN_TEXTURE, EFFICIENTNET)  # need no folder
+DENSE = "stain_texture_dense"
+DESCRIPTORS = {STAIN_TEXTURE: StainTexture, DENSE: StainTextureDense}  # have no weights
+BUILT_IN = (*DESCRIPTORS, EFFICIENTNET)  # need no folder
 POOLS = ("cls", "cls_mean")
 NORMS = {"imagenet": IMAGENET, "half": HALF, "none": ((0.0,) * 3, (1.0,) * 3)}
 _UM_PER_PX = 0.5  # taken where nothing says it: 20x, as nearly all pathology models [ours]
@@ -44,13 +47,13 @@ def load(
     """An encoder, its weights checked and read when they are first needed.
 
     Args:
-      name: `stain_texture`, `efficientnet_lite0`, a model of docs/encoders.md whose weights are
-        given, or the path of its folder or file.
+      name: `stain_texture`, `stain_texture_dense`, `efficientnet_lite0`, a model of
+        docs/encoders.md whose weights are given, or the path of its folder or file.
       weights: folder or file of the weights. Of `efficientnet_lite0` the package's, if not given.
       pool: of a vision transformer, `cls` or `cls_mean`, in place of the model's own.
       norm: `imagenet`, `half` or `none`, in place of the model's own.
       um_per_px: micrometres per pixel that a network is to see, in place of the model's own.
-      patch_um: of `stain_texture`, side of the patch.
+      patch_um: of the descriptors, side of the patch.
 
     Raises:
       InputError: no such model or file; a file of another model, damaged, or asking for more than
@@ -64,8 +67,8 @@ def load(
     _check_choice("norm", norm, NORMS)
     if um_per_px is not None and not um_per_px > 0:
         raise InputError(f"config.encoder.um_per_px must be above 0, found {um_per_px}.")
-    if name == STAIN_TEXTURE:
-        return StainTexture(fields_um=(float(patch_um),))
+    if name in DESCRIPTORS:
+        return DESCRIPTORS[name](fields_um=(float(patch_um),))
     if name == EFFICIENTNET and not weights:
         weights = efficientnet.installed()
     if weights:
@@ -140,7 +143,7 @@ def by_name(field: str, value: Any, names: Sequence[str]) -> dict[str, str]:
     """
     value = value if isinstance(value, list | tuple) else str(value).split(",")
     parts = [part.strip() for part in value if part.strip()]
-    meant = [name for name in names if name not in BUILT_IN] or [*set(names) - {STAIN_TEXTURE}]
+    meant = [name for name in names if name not in BUILT_IN] or [*set(names) - DESCRIPTORS.keys()]
     pairs = dict(part.split("=", 1) for part in parts if part.partition("=")[0] in names)
     if len(pairs) == len(parts):
         return pairs

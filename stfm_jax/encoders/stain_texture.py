@@ -14,21 +14,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.color import hed_from_rgb
 
+from stfm_jax.encoders.pooling import WINDOW_NAMES, CellPool, PatchPool
 from stfm_jax.errors import InputError
+
+Pool = PatchPool | CellPool
+Described = dict[str, np.ndarray]  # by name of the column, of one spot or [n]
 
 MIN_SIZE_UM = 64.0
 LEVELS = 5  # the working images have about 1, 2, 4, 8 and 16 micrometres per pixel
-WINDOWS_UM = (50.0, 90.0)  # standard deviations of the Gaussian windows around the spot
-WINDOW_NAMES = (*(f"g{w:.0f}" for w in WINDOWS_UM), "all")
 
-_BLOCK = 2 ** (LEVELS - 1)  # working images have a multiple of this many pixels a side
+BLOCK_PX = 2 ** (LEVELS - 1)  # working images have a multiple of this many pixels a side
 _FLOOR = 1e-3  # optical density added before a logarithm: below it is noise of the camera
 _WHITE, _WHITE_WIDTH = 0.08, 0.015  # mean optical density at which glass passes into tissue
 _OPENINGS_UM = (6, 10, 14, 22, 34, 54)
@@ -76,19 +77,43 @@ def feature_names() -> tuple[str, ...]:
     return tuple(_describe_one(blank, 1.0))
 
 
-def _describe_one(patch: np.ndarray, um_per_px: float) -> dict[str, float]:
+def _describe_one(patch: np.ndarray, um_per_px: float) -> Described:
     side_um = patch.shape[0] * um_per_px
-    side = _BLOCK * max(round(side_um / _BLOCK), 1)
-    um = side_um / side
-    density, saturation = _optical(patch, side)
+    side = BLOCK_PX * max(round(side_um / BLOCK_PX), 1)
+    return _described(*_optical(patch, side), side_um / side, PatchPool())
+
+
+def describe_region(
+    region: np.ndarray, um_per_px: float, spots_um: np.ndarray, field_um: float
+) -> np.ndarray:
+    """Describes what is around many spots of one region; maps are made once for all of them.
+
+    Args:
+      region: [p, p, 3] uint8 RGB, whose side is whole blocks of BLOCK_PX pixels and cells.
+      um_per_px: of the region: CELL_UM over a power of two.
+      spots_um: [n, 2] (x, y) from its corner, at least half a field inside.
+      field_um: side of the square around a spot that is looked at.
+
+    Returns:
+      [n, f] float32, finite; columns as in `feature_names`. Other than `describe` it knows what
+      lies beyond the square when it filters.
+    """
+    pool = CellPool(region.shape[0] * um_per_px, spots_um, field_um)
+    # A hair more, or openings of 6 and of 10 um would round to the same pixels.
+    um = um_per_px * (1 + 1e-6)
+    found = _described(*_optical(region, region.shape[0]), um, pool)
+    return np.stack([*found.values()], axis=1).astype(np.float32)
+
+
+def _described(density, saturation, um: float, pool: Pool) -> Described:
     hed = np.tensordot(hed_from_rgb.T.astype(np.float32), density, 1)
     overall = density.mean(axis=0)
-    out = _colour(density, hed, overall, um)
-    out |= _pyramid("H", hed[0], um, first=0)
-    out |= _pyramid("O", overall, um, first=0, patterns=True)
-    out |= _pyramid("S", saturation, um, first=1, oriented=False)
-    out |= _granulometry(hed[0], overall, um)
-    out |= _nuclei(hed[0], hed[1], saturation, um)
+    out = _colour(density, hed, overall, um, pool)
+    out |= _pyramid("H", hed[0], um, pool, first=0)
+    out |= _pyramid("O", overall, um, pool, first=0, patterns=True)
+    out |= _pyramid("S", saturation, um, pool, first=1, oriented=False)
+    out |= _granulometry(hed[0], overall, um, pool)
+    out |= _nuclei(hed[0], hed[1], saturation, um, pool)
     return out
 
 
@@ -114,29 +139,8 @@ def _optical(patch: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     return -np.log10(rgb), (top - rgb.min(axis=0)) / top
 
 
-@functools.lru_cache(maxsize=64)
-def _windows(side: int, um: float) -> np.ndarray:
-    """[side * side, windows] weights, each column summing to one."""
-    radius2 = _radius2(side, um)
-    columns = [np.exp(-radius2 / (2 * w * w)) for w in WINDOWS_UM] + [np.ones_like(radius2)]
-    return np.stack([c / c.sum() for c in columns], axis=1).astype(np.float32)
-
-
-def _radius2(side: int, um: float) -> np.ndarray:
-    """Squared distance [side * side] of the pixels from the centre, square micrometres."""
-    axis2 = ((np.arange(side) - (side - 1) / 2) * um) ** 2
-    return (axis2[:, None] + axis2).ravel()
-
-
-def _pool(images: Sequence[np.ndarray], um: float, whole: bool = False) -> np.ndarray:
-    """Means [len(images), windows] of images of one size; `whole`: under the flat window too."""
-    windows = _windows(images[0].shape[0], um)
-    flat = np.stack([image.ravel() for image in images])
-    return flat @ (windows if whole else windows[:, : len(WINDOWS_UM)])
-
-
-def _named(block: str, values: np.ndarray) -> dict[str, float]:
-    return {f"{block}.{w}": float(v) for w, v in zip(WINDOW_NAMES, values, strict=False)}
+def _named(block: str, values: np.ndarray) -> Described:
+    return {f"{block}.{w}": v for w, v in zip(WINDOW_NAMES, values, strict=False)}
 
 
 def _half(image: np.ndarray) -> np.ndarray:
@@ -166,13 +170,13 @@ def _glass(overall: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip((overall - _WHITE) / _WHITE_WIDTH, -50, 50)))
 
 
-def _colour(density, hed, overall, um) -> dict[str, float]:
+def _colour(density, hed, overall, um, pool) -> Described:
     """Means and spread of the stains, on all pixels and on tissue alone; the share of glass."""
     out = {}
     glass = _glass(overall)
     channels = {"R": density[0], "G": density[1], "B": density[2], "H": hed[0], "E": hed[1]}
     tissue = 1 - glass
-    means = _pool(
+    means = pool.means(
         [*channels.values(), glass, *(c * tissue for c in (hed[0], hed[1]))], um, whole=True
     )
     for name, row in zip(channels, means[:5], strict=True):
@@ -183,7 +187,7 @@ def _colour(density, hed, overall, um) -> dict[str, float]:
     return out
 
 
-def _pyramid(name, image, um, first, oriented=True, patterns=False) -> dict[str, float]:
+def _pyramid(name, image, um, pool, first, oriented=True, patterns=False) -> Described:
     """Invariants of Gaussian derivatives of one channel at the scales from `first` on."""
     out = {}
     for level in range(LEVELS):
@@ -192,11 +196,12 @@ def _pyramid(name, image, um, first, oriented=True, patterns=False) -> dict[str,
         if level >= first:
             gradient, hessian = np.split(np.stack(_derivatives(smooth)), [2])
             curvature = _principal(*hessian)
-            out |= _texture(label, image, smooth, gradient, curvature, pixel)
+            out |= _texture(label, image, smooth, gradient, curvature, pixel, pool)
             if oriented and level > 0:
-                out |= _coherence(label, *gradient, pixel)
+                out |= _coherence(label, *gradient, pixel, pool)
             if patterns and 0 < level < LEVELS - 1:
-                out |= _shapes(label, *curvature, pixel) | _patterns(label, image, pixel)
+                out |= _shapes(label, *curvature, pixel, pool)
+                out |= _patterns(label, image, pixel, pool)
         if level < LEVELS - 1:
             image = _half(smooth)
     return out
@@ -207,7 +212,7 @@ def _principal(yy, xx, xy) -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * (yy + xx), np.sqrt(0.25 * (xx - yy) ** 2 + xy * xy)
 
 
-def _texture(name, image, smooth, gradient, curvature, um) -> dict[str, float]:
+def _texture(name, image, smooth, gradient, curvature, um, pool) -> Described:
     """Level, detail, gradient and curvature of one channel at one scale."""
     (gy, gx), (middle, spread) = gradient, curvature
     energy, zero = gx * gx + gy * gy, np.float32(0)
@@ -218,7 +223,7 @@ def _texture(name, image, smooth, gradient, curvature, um) -> dict[str, float]:
         "light": np.maximum(high, zero),
         "hole": np.maximum(low, zero),
     }
-    v = _pool([smooth, (image - smooth) ** 2, np.sqrt(energy), energy, *parts.values()], um)
+    v = pool.means([smooth, (image - smooth) ** 2, np.sqrt(energy), energy, *parts.values()], um)
     out = _named(f"mean.{name}", v[0])
     out |= _named(f"detail.{name}", np.log(v[1] + _FLOOR))
     out |= _named(f"gradient.{name}", np.log(v[2] + _FLOOR))
@@ -229,21 +234,21 @@ def _texture(name, image, smooth, gradient, curvature, um) -> dict[str, float]:
     return out
 
 
-def _coherence(name, gy, gx, um) -> dict[str, float]:
+def _coherence(name, gy, gx, um, pool) -> Described:
     """How far gradients share a direction: structure tensor over a few pixels and the window."""
     tensor = gx * gx + gy * gy, gx * gx - gy * gy, 2 * gx * gy
-    v = _pool(tensor, um)
+    v = pool.means(tensor, um)
     out = _named(f"aligned.{name}", np.hypot(v[1], v[2]) / (v[0] + 1e-6))
     for width in _TENSOR_PX:
         energy, along, across = (_smooth(x, width) for x in tensor)
         strength = np.sqrt(along * along + across * across)
-        share, weighted, total = _pool([strength / (energy + 1e-5), strength, energy], um)
+        share, weighted, total = pool.means([strength / (energy + 1e-5), strength, energy], um)
         out |= _named(f"coherence{width}.{name}", share)
         out |= _named(f"fibre{width}.{name}", weighted / (total + 1e-6))
     return out
 
 
-def _shapes(name, middle, spread, um) -> dict[str, float]:
+def _shapes(name, middle, spread, um, pool) -> Described:
     """Histogram of the shape index, from dark dot over edge to bright dot, whatever the contrast.
 
     Shape index: Koenderink and van Doorn, Surface shape and curvature scales, 1992.
@@ -251,10 +256,10 @@ def _shapes(name, middle, spread, um) -> dict[str, float]:
     # The offset sends flat surfaces, whose index is made of rounding, to the middle.
     index = np.arctan2(middle, spread + 0.1 * _FLOOR) * (2 / np.pi)
     bins = np.clip(((index + 1) * (_SHAPE_BINS / 2)).astype(int), 0, _SHAPE_BINS - 1)
-    return _shares(f"shape.{name}", bins, _SHAPE_BINS, um)
+    return _shares(f"shape.{name}", pool.shares(bins, _SHAPE_BINS, um))
 
 
-def _patterns(name, image, um) -> dict[str, float]:
+def _patterns(name, image, um, pool) -> Described:
     """Histogram of local binary patterns of the eight neighbours, uniform, rotation-invariant.
 
     Reference: Ojala, Pietikainen and Maenpaa, IEEE TPAMI 24(7), 2002. A neighbour must be denser
@@ -265,34 +270,33 @@ def _patterns(name, image, um) -> dict[str, float]:
     ring = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
     bits = np.stack([p[y : y + n, x : x + n] > image + 0.1 * _FLOOR for y, x in ring])
     changes = (bits != np.roll(bits, 1, axis=0)).sum(axis=0)
-    return _shares(f"pattern.{name}", np.where(changes <= 2, bits.sum(axis=0), 9), 10, um)
+    labels = np.where(changes <= 2, bits.sum(axis=0), 9)
+    return _shares(f"pattern.{name}", pool.shares(labels, 10, um))
 
 
-def _shares(name: str, labels: np.ndarray, count: int, um: float) -> dict[str, float]:
+def _shares(name: str, shares: np.ndarray) -> Described:
     """Square roots of the share of each label under the windows."""
-    windows = _windows(labels.shape[0], um)[:, : len(WINDOWS_UM)]
-    shares = [np.bincount(labels.ravel(), w, minlength=count) for w in windows.T]
     out = {}
-    for label, row in enumerate(np.sqrt(np.stack(shares, axis=1))):
+    for label, row in enumerate(np.sqrt(np.maximum(shares, 0))):
         out |= _named(f"{name}.{label}", row)
     return out
 
 
-def _granulometry(h: np.ndarray, overall: np.ndarray, um: float) -> dict[str, float]:
+def _granulometry(h: np.ndarray, overall: np.ndarray, um: float, pool: Pool) -> Described:
     """How much stain, or glass, openings of growing size take away: sizes of clumps and lumina."""
     out = {}
     for name, image in (("H", _half(_smooth(h, 1.0))), ("glass", _glass(_half(overall)))):
-        before = _pool([image], 2 * um, whole=True)[0]
+        before = pool.means([image], 2 * um, whole=True)[0]
         for size_um in _OPENINGS_UM:
             pixels = 2 * round(size_um / (4 * um)) + 1
             opened = ndimage.grey_opening(image, size=(pixels, pixels))
-            after = _pool([opened], 2 * um, whole=True)[0]
+            after = pool.means([opened], 2 * um, whole=True)[0]
             out |= _named(f"opening.{name}.{size_um}um", np.sqrt(np.maximum(before - after, 0)))
             before = after
     return out
 
 
-def _nuclei(h, e, saturation, um) -> dict[str, float]:
+def _nuclei(h, e, saturation, um, pool) -> Described:
     """Dark blobs of 2 to 9 micrometres in the haematoxylin: how many, how they look, how they lie.
 
     Differences of Gaussians stand in for the scale-normalised Laplacian; a nucleus is a local
@@ -306,12 +310,11 @@ def _nuclei(h, e, saturation, um) -> dict[str, float]:
     peak = (response == ndimage.maximum_filter(response, size=reach)) & (response > _PEAK)
     rows, columns = np.nonzero(peak)
     at = rows, columns
-    weights = _windows(h.shape[0], um).reshape(*h.shape, -1)[at] * (100.0 / um**2)
     strength = response[at]
     out = {}
-    for least in _PEAK_BINS:
-        density = weights[strength > least].sum(axis=0)
-        out |= _named(f"nuclei.above{least:g}", np.sqrt(density))
+    above = strength > np.array(_PEAK_BINS)[:, None]
+    for least, density in zip(_PEAK_BINS, pool.sums(at, h.shape, um, above * 1.0), strict=True):
+        out |= _named(f"nuclei.above{least:g}", np.sqrt(np.maximum(density, 0)))
     sizes = np.arange(len(bands))[:, None]
     clear = np.maximum(bands[:, rows, columns], 0)
     looks = {
@@ -324,9 +327,13 @@ def _nuclei(h, e, saturation, um) -> dict[str, float]:
         "around": (blurred[5][at], 0.1),
     }
     looks |= _arrangement(rows, columns, blurred[2], looks["stain"][0], um)
-    trusted = weights * np.clip(strength / 0.05 - 0.5, 0, 1)[:, None]
-    for key, (values, neutral) in looks.items():
-        out |= _weighted(f"nuclei.{key}", values, trusted, neutral)
+    trusted = np.clip(strength / 0.05 - 0.5, 0, 1)
+    moments = [trusted]
+    for values, neutral in looks.values():
+        moments += [trusted * (values - neutral), trusted * (values - neutral) ** 2]
+    total, *sums = pool.sums(at, h.shape, um, np.stack(moments).astype(np.float64))
+    for i, (key, (_, neutral)) in enumerate(looks.items()):
+        out |= _weighted(f"nuclei.{key}", total, *sums[2 * i : 2 * i + 2], neutral)
     return out
 
 
@@ -367,10 +374,13 @@ def _likeness(points, axis, long, stain, um) -> tuple[np.ndarray, np.ndarray]:
     return np.hypot(real, imaginary) / (length + 0.05), difference / np.maximum(others, 1)
 
 
-def _weighted(name, values, weights, neutral) -> dict[str, float]:
-    """Weighted mean and deviation, drawn to `neutral` and zero where there are few nuclei."""
+def _weighted(name, total, first, second, neutral) -> Described:
+    """Weighted mean and deviation, drawn to `neutral` and zero where there are few nuclei.
+
+    Of the sums of weights, and of the first and second powers of what values are off `neutral`.
+    """
     pull = 0.02  # nuclei per (10 um)^2
-    total = weights.sum(axis=0) + pull
-    mean = (values @ weights + pull * neutral) / total
-    variance = ((values[:, None] - mean) ** 2 * weights).sum(axis=0) / total
-    return _named(f"{name}.mean", mean) | _named(f"{name}.sd", np.sqrt(variance))
+    mean = first / (total + pull)
+    variance = (second - 2 * mean * first + mean * mean * total) / (total + pull)
+    deviation = np.sqrt(np.maximum(variance, 0))
+    return _named(f"{name}.mean", mean + neutral) | _named(f"{name}.sd", deviation)

@@ -235,7 +235,10 @@ def test_the_descriptor():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"name": "resnet"}, "expected an encoder of stain_texture, efficientnet_lite0, or the f"),
+        (
+            {"name": "resnet"},
+            "expected an encoder of stain_texture, stain_texture_dense, efficientnet_lite0, or the",
+        ),
         ({"name": "x", "pool": "mean"}, "encoder.pool must be one of cls, cls_mean, found 'mean'"),
         ({"name": "x", "norm": "zero"}, "encoder.norm must be one of imagenet, half, none"),
         ({"name": "x", "um_per_px": 0.0}, "um_per_px must be above 0, found 0.0"),
