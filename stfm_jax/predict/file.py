@@ -7,7 +7,7 @@ from typing import Any
 
 from stfm_jax.data.images.opening import is_image
 from stfm_jax.models.method import SPLIT, STACK
-from stfm_jax.predict import slide, split, stack, whole_slide
+from stfm_jax.predict import cohort, slide, split, stack, whole_slide
 from stfm_jax.store import Model
 
 
@@ -22,7 +22,10 @@ def predict_file(config: Any, model: Model, folder: Path) -> None:
     Raises:
       InputError: options, files, or what they hold.
     """
-    if model.method.problem == SPLIT:
+    if cohort.is_cohort(config.predict) and STACK not in model.method.needs:
+        about = cohort.Source(model.method.name, folder)
+        cohort.run(config, about, lambda one: predict_file(one, model, folder))
+    elif model.method.problem == SPLIT:
         split.run(config, model, folder)
     elif STACK in model.method.needs:
         stack.run(model, stack.read_input(config, model), config, folder)

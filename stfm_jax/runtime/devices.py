@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stfm_jax.errors import InputError
 from stfm_jax.ops.tiles import AXIS
+from stfm_jax.runtime import distributed
 
 PyTree = Any
 SHARDED, WHOLE = PartitionSpec(AXIS), PartitionSpec()  # by the leading axis; on every device
@@ -18,7 +19,7 @@ SHARDED_DRAWS = PartitionSpec(None, AXIS)  # by the axis after that of the draws
 
 
 def make_mesh(count: int = 0) -> Mesh:
-    """A line of devices, of all processes, which have equally many (`runtime.distributed`).
+    """A line of devices, of all processes that share the work (`runtime.distributed`).
 
     Args:
       count: how many, as many of each process; 0: all there are.
@@ -26,7 +27,10 @@ def make_mesh(count: int = 0) -> Mesh:
     Raises:
       InputError: there are not so many, or they cannot be divided among the processes.
     """
-    devices, processes = jax.devices(), jax.process_count()
+    shared = distributed.several()
+    devices, processes = (
+        (jax.devices(), jax.process_count()) if shared else (jax.local_devices(), 1)
+    )
     if count > len(devices):
         kind = devices[0].platform
         hint = (

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
+_ALONE = threading.Event()
 _HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
 _GRACE = 30  # seconds that JAX would wait longer than we: its own end is a stack trace
 
@@ -115,11 +116,22 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
 
 def is_main() -> bool:
     """Whether this process is the one that writes and reports."""
-    return jax.process_index() == 0
+    return _ALONE.is_set() or jax.process_index() == 0
 
 
 def several() -> bool:
-    return jax.process_count() > 1
+    """Whether processes share the work; see `alone`."""
+    return not _ALONE.is_set() and jax.process_count() > 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While the block runs, every process does work of its own, with its own devices."""
+    _ALONE.set()
+    try:
+        yield
+    finally:
+        _ALONE.clear()
 
 
 def barrier(name: str) -> None:
