@@ -210,6 +210,7 @@ def get_config() -> ConfigDict:
     predict.why = ""  # of a stack, SECTION:BARCODE: which spots it was told of
     predict.spatialdata = False  # of a slide, also a store OUT.zarr for spatialdata
     predict.maps = True  # pictures beside the output
+    predict.report = True  # of a slide, OUT_report.html, for a person
     predict.html = True  # of a stack, the view in 3D
     predict.children = ""  # srast: file of the children, with obs['parent']; else their lattice's
     predict.whole = "largest_remainder"  # srast: draws in whole counts; or multinomial | real

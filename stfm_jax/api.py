@@ -145,6 +145,7 @@ class Model:
                 "lattice": lattice,
                 "maps": False,
                 "html": False,
+                "report": False,
             }
             if children is not None:
                 path = Path(folder) / "children.h5ad"

@@ -65,7 +65,7 @@ def test_it_gives_what_the_command_writes(trained, tmp_path, given, method):
     if given == "AnnData":
         assert data.obs.equals(before.obs) and set(data.obsm) == set(before.obsm)
         assert (data.X != before.X).nnz == 0 and repr(data.uns) == repr(before.uns)
-    assert {p.name for p in tmp_path.iterdir()} == {"out.h5ad", "out.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"out.h5ad", "out.png", "out_report.html"}
 
 
 def test_what_is_not_looked_at_may_be_odd(trained):

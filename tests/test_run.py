@@ -233,7 +233,12 @@ def test_predicted_slide_keeps_the_contract(trained, predicted):
     assert {"version", "method", "checkpoint", "config", "draws"} <= set(provenance)
     assert json.loads(provenance["config"])["model"]["width"] == 16
     assert provenance["checkpoint"].endswith("final/stflow/seed_0/model")
-    assert {p.name for p in folder.iterdir()} == {"in.h5ad", "out.h5ad", "out.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "in.h5ad",
+        "out.h5ad",
+        "out.png",
+        "out_report.html",
+    }
 
 
 def test_prediction_knows_the_slide_it_has_not_seen(predicted):

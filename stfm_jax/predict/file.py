@@ -7,7 +7,7 @@ from typing import Any
 
 from stfm_jax.data.images.opening import is_image
 from stfm_jax.models.method import SPLIT, STACK
-from stfm_jax.predict import cohort, slide, split, stack, whole_slide
+from stfm_jax.predict import cohort, slide, slide_report, split, stack, whole_slide
 from stfm_jax.store import Model
 
 
@@ -29,7 +29,11 @@ def predict_file(config: Any, model: Model, folder: Path) -> None:
         split.run(config, model, folder)
     elif STACK in model.method.needs:
         stack.run(model, stack.read_input(config, model), config, folder)
-    elif is_image(config.predict.input):
-        whole_slide.run(config, model, folder)
     else:
-        slide.predict(*slide.read_input(config, model), config, folder)
+        with slide_report.warnings_said() as said:
+            if is_image(config.predict.input):
+                whole_slide.run(config, model, folder)
+            else:
+                slide.predict(*slide.read_input(config, model), config, folder)
+        if config.predict.report:
+            slide_report.write(Path(config.predict.output), model, folder, said)

@@ -92,10 +92,10 @@ def _encoder(model: Model) -> Iterator[str]:
     yield f"{name if model.encoder else 'One that the data do not name'}, {model.features} features"
     yield "a spot. A slide to predict must be embedded by the same."
     yield ""
-    yield from map(_terms, model.encoders)
+    yield from map(terms, model.encoders)
 
 
-def _terms(encoder: str) -> str:
+def terms(encoder: str) -> str:
     """Licence and citation of an encoder by the name that the data gave it."""
     if encoder.startswith(STAIN_TEXTURE):
         return "Made by hand in stfm_jax, without weights: licence Apache-2.0."

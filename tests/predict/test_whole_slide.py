@@ -73,7 +73,7 @@ def configured(trained, folder, slide, **overrides):
 
 def test_a_slide_is_predicted_on_its_tissue(trained, model, slide, tmp_path):
     predict_file(configured(trained, tmp_path, slide), model, trained.workdir)
-    assert {p.name for p in tmp_path.iterdir()} == {"out.h5ad", "out.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"out.h5ad", "out.png", "out_report.html"}
     out = anndata.read_h5ad(tmp_path / "out.h5ad")
     about = out.uns["stfm"]
     assert about["image"] == "S1.ome.tif" and about["lattice"] == "hex"
@@ -126,7 +126,7 @@ def test_a_run_that_stopped_goes_on_with_its_features(trained, model, slide, tmp
     monkeypatch.setattr(Toy, "blocks", broken)
     monkeypatch.setattr(loading, "of_config", lambda section, lacking=None: (Toy(),))
     predict_file(config, model, trained.workdir)
-    assert {p.name for p in tmp_path.iterdir()} == {"out.h5ad", "out.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"out.h5ad", "out.png", "out_report.html"}
 
 
 def bad(message):
