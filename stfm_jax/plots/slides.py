@@ -26,6 +26,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 _GREY = "#666666"
 _PANEL_INCHES = 2.6  # longer side of one map
 _EXPRESSION_MAP = "viridis"
+_DISTANCES = 50_000  # spots of a map of distances
 
 
 def learning_curve(
@@ -175,6 +176,27 @@ def spatial_maps(
     scale_bar(axes[-1, 0], coords, spacing)
     if title:
         figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def distance_map(coords_um: np.ndarray, distance: np.ndarray) -> Figure:
+    """How far spots are from the training slides; of many spots some are drawn.
+
+    Args:
+      coords_um: [n, 2].
+      distance: [n] over the median spot of a left-out training slide.
+    """
+    if len(coords_um) > _DISTANCES:
+        some = np.random.default_rng(0).choice(len(coords_um), _DISTANCES, replace=False)
+        coords_um, distance = coords_um[some], distance[some]
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    ax = figure.subplots()
+    logs = np.log2(np.maximum(distance, 1e-3))
+    spacing = spot_spacing_um(coords_um)
+    drawn = draw_spots(ax, coords_um, logs, spacing, Normalize(-1.0, max(2.0, logs.max())))
+    bar = figure.colorbar(drawn, ax=ax, shrink=0.8)
+    bar.set_label("distance, log2 (0: as a left-out training slide)")
+    scale_bar(ax, coords_um, spacing)
     return figure
 
 

@@ -36,4 +36,4 @@ def predict_file(config: Any, model: Model, folder: Path) -> None:
             else:
                 slide.predict(*slide.read_input(config, model), config, folder)
         if config.predict.report:
-            slide_report.write(Path(config.predict.output), model, folder, said)
+            slide_report.write(Path(config.predict.output), model, said)

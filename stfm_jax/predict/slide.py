@@ -25,7 +25,6 @@ from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
 from stfm_jax.predict import areas, budget, features, library, spatial_store
 from stfm_jax.predict.draw_store import DrawStore
-from stfm_jax.predict.slide_report import feature_shift
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
 from stfm_jax.score import expected
@@ -164,8 +163,6 @@ def predict(
         adata = _annotations(model, slide, config, checkpoint, draws)
         if regions is not None:
             adata.obs["region"] = pd.Categorical(regions)
-        shift = feature_shift(model, slide.features) if slide.features is not None else None
-        adata.uns["stfm"] |= {} if shift is None else {"feature_shift": shift}
         adata.uns["stfm"] |= about or {}
         if predicted.standing is not None:
             _say_distance(adata, predicted.standing)

@@ -1,7 +1,7 @@
 """`OUT_report.html` beside a predicted slide: for a person who did not see the command.
 
-Made from the output, its picture, the model and what its workdir knows of genes; nothing of the
-slide but its pixels is in it: never its label or the text of its header.
+Made from the output, its picture and the model; nothing of the slide but its pixels is in it: never
+its label or the text of its header.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata.io import read_elem
 
-from stfm_jax.data import feature_store
-from stfm_jax.regression.features import FeatureTransform
+from stfm_jax.plots import slides as plots
 from stfm_jax.report import page
 from stfm_jax.report.card import terms
-from stfm_jax.runtime.files import atomic_path, read_csv
+from stfm_jax.runtime.files import atomic_path
 from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
 GENES = 20  # of the table
 TRUSTED = 0.3  # [ours] Pearson on held-out slides from which a gene's map says something
-FAR, VERY_FAR = 1.0, 2.0  # [ours] standard deviations that a feature's mean is off on average
 
 
 @contextlib.contextmanager
@@ -42,65 +41,29 @@ def warnings_said() -> Iterator[list[str]]:
         _LOG.removeHandler(handler)
 
 
-def feature_shift(model: Model, features: feature_store.Features) -> float | None:
-    """How far a slide's features lie from those of the training slides.
-
-    The difference of the means, in standard deviations of the training spots, averaged over the
-    features; a method that standardises each slide by itself takes a part of it out. None of a
-    model that keeps no moments.
-    """
-    transform = _transform(model.state)
-    if transform is None or len(transform.mean) != features.shape[1]:
-        return None
-    total = np.zeros(features.shape[1])
-    for _, rows in feature_store.blocks(features):
-        total += rows.sum(axis=0, dtype=np.float64)
-    varies = transform.std > 1e-6
-    off = np.abs(total / len(features) - transform.mean)[varies] / transform.std[varies]
-    return float(np.minimum(off, 10).mean())
-
-
-def _transform(state: Any) -> FeatureTransform | None:
-    """The first that a state holds."""
-    if isinstance(state, FeatureTransform):
-        return state
-    parts = state if isinstance(state, tuple) else ()
-    return next((found for part in parts if (found := _transform(part)) is not None), None)
-
-
-def gene_scores(folder: Path, method: str) -> dict[str, float]:
-    """Mean Pearson of genes on held-out slides, by the workdir that a model's folder lies in."""
-    rows = read_csv(folder.parents[3] / "per_gene.csv") if len(folder.parents) > 3 else []
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get("method") == method and row.get("pearson"):
-            found.setdefault(row["gene"], []).append(float(row["pearson"]))
-    return {gene: float(np.mean(values)) for gene, values in found.items()}
-
-
-def write(output: Path, model: Model, folder: Path, warned: list[str]) -> None:
+def write(output: Path, model: Model, warned: list[str]) -> None:
     """Writes the report of a predicted slide beside it.
 
     Args:
       output: its .h5ad; a picture of the same name is put in.
       model: that predicted it.
-      folder: of the model.
       warned: what was warned of.
     """
     with h5py.File(output) as file:
-        about, genes = read_elem(file["uns/stfm"]), [str(g) for g in read_elem(file["var"]).index]
-        spots = file["X"].shape[0]
+        about, genes = read_elem(file["uns/stfm"]), read_elem(file["var"])
+        obs, coords_um = read_elem(file["obs"]), read_elem(file["obsm/spatial_um"])
         normalization = str(read_elem(file["uns/normalization"]))
-    scores = {g: s for g, s in gene_scores(folder, model.method.name).items() if g in set(genes)}
-    shift = about.get("feature_shift")
-    notes = [*dict.fromkeys(warned), *_distance_warning(shift)]
-    parts = [page.paragraph(_summary(model, about, spots, genes))]
-    parts += [page.warning(note) for note in notes]
+    parts = [page.paragraph(_summary(model, about, len(obs), len(genes)))]
+    parts += [page.warning(note) for note in dict.fromkeys(warned)]
     drawn = output.with_suffix(".png")
     if drawn.exists():
         parts += [page.heading("Maps"), page.picture(drawn, "maps of genes over the slide")]
-    parts += [page.heading("Genes to trust"), *_genes(scores)]
-    parts += [page.heading("How far the slide is from what the model has seen"), _distance(shift)]
+    parts += [page.heading("Genes to trust"), *_genes(genes)]
+    parts += [page.heading("How far the slide is from what the model has seen")]
+    parts += _distance(about)
+    if "distance" in obs:
+        figure = plots.distance_map(coords_um, obs["distance"].to_numpy())
+        parts += [page.figure(figure, "map of the distance of each spot")]
     parts += [page.heading("How it was made"), page.facts(_made(model, about, normalization))]
     parts += [page.paragraph("Not for clinical use.")]
     path = output.with_name(f"{output.stem}_report.html")
@@ -108,47 +71,52 @@ def write(output: Path, model: Model, folder: Path, warned: list[str]) -> None:
         temporary.write_text(page.page(output.stem, parts), encoding="utf-8")
 
 
-def _summary(model: Model, about: dict[str, Any], spots: int, genes: list[str]) -> str:
+def _summary(model: Model, about: dict[str, Any], spots: int, genes: int) -> str:
     of = f" on {about['image']}" if "image" in about else ""
     return (
-        f"Expression of {len(genes)} genes at {spots:,} spots{of}, predicted from the H&E image "
+        f"Expression of {genes} genes at {spots:,} spots{of}, predicted from the H&E image "
         f"by the method {model.method.name}. No expression was measured for it."
     )
 
 
-def _genes(scores: dict[str, float]) -> list[str]:
-    if not scores:
+def _genes(genes: pd.DataFrame) -> list[str]:
+    known = genes[genes["expected_folds"] > 0].sort_values("expected_pearson", ascending=False)
+    if known.empty:
         return [page.paragraph("Not known here: the model came without its scores by gene.")]
-    best = sorted(scores.items(), key=lambda item: -item[1])
-    good = sum(score >= TRUSTED for score in scores.values())
+    good = int((known["expected_pearson"] >= TRUSTED).sum())
+    low, high = (f"expected_pearson_q{q}" for q in (10, 90))
+    rows = [
+        (gene, f"{row['expected_pearson']:.2f}", _interval(row[low], row[high]))
+        for gene, row in known.head(GENES).iterrows()
+    ]
     return [
         page.paragraph(
-            f"On slides that were held out in training {good} of {len(scores)} genes reached a "
+            f"On slides that were held out in training {good} of {len(known)} genes reached a "
             f"Pearson correlation of {TRUSTED:g}. On another patient, organ, stain or scanner "
-            "expect less. The best:"
+            "expect less. The best, and between what a further slide's lies 8 times in 10:"
         ),
-        page.table(("gene", "Pearson"), [(gene, f"{score:.2f}") for gene, score in best[:GENES]]),
+        page.table(("gene", "Pearson", "further slides"), rows),
     ]
 
 
-def _distance(shift: float | None) -> str:
-    if shift is None:
-        return page.paragraph("Not known: the model keeps no moments of its training features.")
-    return page.paragraph(
-        f"The mean of an image feature is {shift:.2f} standard deviations of the training spots "
-        f"off, averaged over the features. Above {FAR:g} the slide looks unlike those the model "
-        "has seen: another tissue, stain or scanner."
+def _interval(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+
+
+def _distance(about: dict[str, Any]) -> list[str]:
+    """What the output says of its distance; see `models.strangers`."""
+    if "distance_ratio" not in about:
+        return [page.paragraph("Not known: the method does not measure it.")]
+    ratio, stranger = about["distance_ratio"], about["distance_stranger"]
+    said = (
+        f"The slide is {ratio:.2f} times as far from the training slides as these are from one "
+        f"another. Up to {about['distance_usual']:.2f} is usual, from {stranger:.2f} on it is a "
+        f"stranger. {round(100 * (1 - about['flexible_share']))} % of the prediction is of the fit "
+        "for strangers."
     )
-
-
-def _distance_warning(shift: float | None) -> list[str]:
-    if shift is None or shift < FAR:
-        return []
-    how = "very unlike" if shift >= VERY_FAR else "unlike"
-    return [
-        f"The slide looks {how} those the model was trained on ({shift:.1f} standard deviations "
-        "off on average): do not trust its values without a check."
-    ]
+    if ratio > stranger:
+        return [page.warning(said + " Do not trust its values without a check.")]
+    return [page.paragraph(said)]
 
 
 def _made(model: Model, about: dict[str, Any], normalization: str) -> dict[str, Any]:

@@ -6,10 +6,13 @@ Whatever comes from a file is escaped.
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -64,5 +67,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def picture(path: Path, alt: str) -> str:
     """A PNG, in the page itself."""
-    data = base64.b64encode(path.read_bytes()).decode()
+    return _embedded(path.read_bytes(), alt)
+
+
+def figure(drawn: Figure, alt: str) -> str:
+    """A figure of matplotlib's, in the page itself."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=110)
+    return _embedded(buffer.getvalue(), alt)
+
+
+def _embedded(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'

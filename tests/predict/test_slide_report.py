@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from stfm_jax import store
-from stfm_jax.models import table
+from stfm_jax import experiment
 from stfm_jax.predict import slide_report
 from stfm_jax.predict.file import predict_file
 from stfm_jax.runtime.files import read_csv
@@ -19,8 +18,7 @@ from stfm_jax.runtime.files import read_csv
 
 @pytest.fixture(scope="module")
 def model(trained):
-    method = table.build("stflow", trained.config())
-    return store.load(tiny.place(trained.workdir, None) / "model", method)
+    return experiment.load_model(trained.config(), trained.workdir)[0]
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +52,15 @@ class Seen(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def report(predicted, model, folder, tmp_path, warned=(), name="out"):
+def report(predicted, model, tmp_path, warned=(), name="out"):
     for suffix in (".h5ad", ".png"):
         shutil.copy(predicted.with_suffix(suffix), tmp_path / f"{name}{suffix}")
-    slide_report.write(tmp_path / f"{name}.h5ad", model, folder, list(warned))
+    slide_report.write(tmp_path / f"{name}.h5ad", model, list(warned))
     return (tmp_path / f"{name}_report.html").read_text()
 
 
 def test_it_says_what_there_is_to_know(trained, model, predicted, tmp_path):
-    text = report(predicted, model, model_folder(trained), tmp_path, ["the tissue is small"])
+    text = report(predicted, model, tmp_path, ["the tissue is small"])
     seen = Seen(text)
     said = " ".join(seen.text)
     rows = [row for row in read_csv(trained.workdir / "per_gene.csv") if row["method"] == "stflow"]
@@ -73,10 +71,10 @@ def test_it_says_what_there_is_to_know(trained, model, predicted, tmp_path):
     assert f"{best} {np.mean(scores[best]):.2f}" in said
     assert "the tissue is small" in said and "Not for clinical use" in said
     assert f"encoder {tiny.ENCODER}" in said and "3 slides of 1 patients" in said
-    assert seen.tags.count("img") == 1
+    assert seen.tags.count("img") == 2
 
 
-def test_nothing_is_loaded_run_or_believed(trained, model, predicted, tmp_path):
+def test_nothing_is_loaded_run_or_believed(model, predicted, tmp_path):
     evil = "<script>alert(1)</script><img src='http://x/y.png'>"
     adata = anndata.read_h5ad(predicted)
     adata.uns["stfm"]["image"] = evil
@@ -84,7 +82,7 @@ def test_nothing_is_loaded_run_or_believed(trained, model, predicted, tmp_path):
     other.mkdir()
     adata.write_h5ad(other / "out.h5ad")
     shutil.copy(predicted.with_suffix(".png"), other / "out.png")
-    text = report(other / "out.h5ad", model, model_folder(trained), tmp_path, [evil], name="a<b>")
+    text = report(other / "out.h5ad", model, tmp_path, [evil], name="a<b>")
     seen = Seen(text)
     assert "script" not in seen.tags and "link" not in seen.tags
     assert all(address.startswith("data:image/png;base64,") for address in seen.addresses)
@@ -92,22 +90,23 @@ def test_nothing_is_loaded_run_or_believed(trained, model, predicted, tmp_path):
     assert "default-src 'none'" in text
 
 
-def test_without_scores_picture_or_moments(trained, model, predicted, tmp_path):
-    bare = model_folder(trained).parent / "nowhere" / "a" / "b" / "c" / "d"
-    shutil.copy(predicted, tmp_path / "out.h5ad")
-    slide_report.write(tmp_path / "out.h5ad", model, bare, [])
+def test_without_scores_picture_or_distance(model, predicted, tmp_path):
+    adata = anndata.read_h5ad(predicted)
+    adata.var["expected_folds"] = 0
+    del adata.obs["distance"], adata.uns["stfm"]["distance_ratio"]
+    adata.write_h5ad(tmp_path / "out.h5ad")
+    slide_report.write(tmp_path / "out.h5ad", model, [])
     text = (tmp_path / "out_report.html").read_text()
     assert "<img" not in text and "came without its scores by gene" in text
+    assert "the method does not measure it" in text
 
 
-def test_how_far_a_slide_is(model):
-    transform = slide_report._transform(model.state)
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(400, tiny.WIDTH)) * transform.std
-    near = (transform.mean + noise).astype(np.float32)
-    assert slide_report.feature_shift(model, near) < 0.1
-    far = slide_report.feature_shift(model, near + 3 * transform.std)
-    assert far == pytest.approx(3, abs=0.1)
-    assert slide_report.feature_shift(model, near[:, :5]) is None
-    assert not slide_report._distance_warning(0.5)
-    assert "very unlike" in slide_report._distance_warning(far)[0]
+@pytest.mark.parametrize("ratio, warned", [(0.9, False), (1.4, False), (3.0, True)])
+def test_how_far_a_slide_is(model, predicted, tmp_path, ratio, warned):
+    adata = anndata.read_h5ad(predicted)
+    adata.uns["stfm"] |= {"distance_ratio": ratio, "distance_usual": 1.2, "distance_stranger": 1.5}
+    adata.write_h5ad(tmp_path / "out.h5ad")
+    slide_report.write(tmp_path / "out.h5ad", model, [])
+    text = (tmp_path / "out_report.html").read_text()
+    assert f"The slide is {ratio:.2f} times as far" in text and 'alt="map of the distance' in text
+    assert ("Do not trust" in text) == warned == ('<p class="warning">' in text)
