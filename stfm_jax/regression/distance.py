@@ -23,6 +23,7 @@ from sklearn.cluster import KMeans
 NEAR, FAR = 0.80, 0.95  # quantiles: up to the first a slide is as training units are; past the
 # second it is a stranger
 PENALTY = 1e3  # of the leverage
+LEAST = 0.5  # of left-out units' leverage: less does not bring a slide nearer; a blank one has none
 AXES = 16  # whose variances are compared
 SPOTS = 4096  # of a slide, evenly spaced, are looked at
 _LEAST = 2 * AXES  # spots of a piece
@@ -66,12 +67,13 @@ def fit(
     sizes = _sizes(int(np.median([len(spots) for spots in at])))
     rulers = {group: _ruler(x[groups != group], own) for group in np.unique(groups)}
     left_out = [(rulers[groups[spots[0]]], x[spots], coords[spots]) for spots in at]
-    numbers = np.array([[number(*each, size) for size in sizes] for each in left_out])
     medians = [np.median(_leverage(ruler, part)) for ruler, part, _ in left_out]
+    leverage = np.exp(np.mean(np.log(medians)))
+    numbers = np.array([[number(*each, size, leverage) for size in sizes] for each in left_out])
     middle = np.argsort(numbers[:, 0])[len(at) // 2]
     return Reference(
         left_out[middle][0] if blocks else _ruler(x, own),
-        np.float32(np.exp(np.mean(np.log(medians)))),
+        np.float32(leverage),
         np.array(sizes, np.int32),
         numbers.mean(axis=0).astype(np.float32),
         numbers.std(axis=0, ddof=1).astype(np.float32),
@@ -79,7 +81,7 @@ def fit(
     )
 
 
-def number(ruler: Ruler, x: np.ndarray, coords: np.ndarray, size: int) -> float:
+def number(ruler: Ruler, x: np.ndarray, coords: np.ndarray, size: int, leverage: float) -> float:
     """The logarithm that slides are compared by.
 
     Args:
@@ -87,17 +89,19 @@ def number(ruler: Ruler, x: np.ndarray, coords: np.ndarray, size: int) -> float:
       x: [n, f] features of a slide's spots.
       coords: [n, 2].
       size: spots of the pieces that the slide is cut into; moments of fewer spots are noisier.
+      leverage: of left-out units.
     """
     own = len(ruler.axes)
     along = (x - ruler.center)[:, :own] @ ruler.axes
     unlike = [_unlike(along[piece]) for piece in _pieces(coords, size)]
-    return float((np.log(np.median(_leverage(ruler, x))) + np.mean(np.log(unlike))) / 2)
+    median = max(np.median(_leverage(ruler, x)), LEAST * leverage)
+    return float((np.log(median) + np.mean(np.log(unlike))) / 2)
 
 
 def ratio(reference: Reference, x: np.ndarray, coords: np.ndarray) -> float:
     """How far a slide is, over the geometric mean of left-out units; arguments as in `number`."""
     k = _rung(reference, len(x))
-    found = number(reference.ruler, x, coords, int(reference.sizes[k]))
+    found = number(reference.ruler, x, coords, int(reference.sizes[k]), reference.leverage)
     return float(np.exp(found - reference.log_mean[k]))
 
 

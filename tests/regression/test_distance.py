@@ -59,7 +59,7 @@ def test_unlike_variances_by_their_definition():
     x[:, :OWN] += (exact * np.sqrt(variances)) @ spread
     unlike = np.sqrt(np.mean(np.log(variances) ** 2))
     leverage = np.median(np.square((x - ruler.center) @ ruler.root).sum(axis=1))
-    found = distance.number(ruler, x, np.zeros((n, 2)), n)
+    found = distance.number(ruler, x, np.zeros((n, 2)), n, leverage)
     assert found == pytest.approx((np.log(leverage) + np.log(unlike)) / 2, abs=2e-2)
 
 
@@ -77,6 +77,12 @@ def test_a_further_unit_is_near_as_often_as_promised():
 def test_a_stranger_is_far(stranger, blocks):
     found = reference_of(units(5), blocks)
     assert distance.nearness(found, ratio(found, units(1, **stranger)[0]), 120) == 0.0
+
+
+def test_a_blank_slide_is_far():
+    """Every spot looks the same: no leverage, and nothing varies."""
+    found = reference_of(units(5))
+    assert ratio(found, np.tile(found.ruler.center, (120, 1))) > distance.usual(found, 0.95, 120)
 
 
 def test_a_part_of_a_near_slide_is_near():
