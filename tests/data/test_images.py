@@ -9,6 +9,7 @@ import numpy as np
 import optional
 import pytest
 import tifffile
+from hest_layout import her2st_root
 from PIL import Image
 from skimage.data import astronaut
 from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff
@@ -17,6 +18,7 @@ from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.images import openslide_image, scale, tiff_image
 from stfm_jax.data.images.opening import is_image, open_image
 from stfm_jax.data.images.sampling import coarsest, resampled
+from stfm_jax.data.readers import her2st
 from stfm_jax.encoders.encoder import StainTexture
 from stfm_jax.errors import InputError
 
@@ -298,3 +300,25 @@ def test_a_real_slide(openslide):
     assert image.size == (2220, 2967) and image.um_per_px == pytest.approx(0.499)
     overview = resampled(image, 8 / 0.499)
     assert overview.shape == (186, 139, 3) and 100 < overview.mean() < 250
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(her2st_root() is None, reason="her2st is not here")
+def test_a_section_has_the_features_of_its_jpeg_in_every_kind_of_file(tmp_path):
+    """Some spots of C2, from the part of the image around them."""
+    slide = her2st.read(her2st_root(), "C2")
+    scale = slide.patches.um_per_px
+    near = np.abs(slide.coords_in - np.median(slide.coords_in, axis=0)).max(axis=1) < 500
+    coords = slide.coords_in[near][:9]
+    low = coords.min(axis=0).astype(int) - 400
+    wide, high = coords.max(axis=0).astype(int) + 400 - low
+    pixels = slide.patches.image.read(0, *low, wide, high)
+    encoder = StainTexture()
+    some = np.flatnonzero(near)[:9]
+    wanted = np.concatenate([*encoder.blocks(slide.patches, some)])
+    assert len(wanted) == 9
+    for kind in KINDS:
+        path = KINDS[kind](tmp_path / f"{kind}.tif", pixels)
+        source = ImagePatches(path, coords - low, scale)
+        got = encoder.embed_slide(source, coords * scale)
+        np.testing.assert_allclose(got, wanted, atol=1e-5, err_msg=kind)
