@@ -78,8 +78,8 @@ def run(config: Any, source: Source, predict_one: Callable[[Any], None]) -> None
         first = jax.process_index() * len(entries) // jax.process_count()
         for entry in (*entries[first:], *entries[:first]):
             _predict(entry, config, source, output, predict_one)
-    states = [_state(entry, config, source, output) for entry in entries]
-    write_csv(output / "summary.csv", states)
+        states = [_state(entry, config, source, output) for entry in entries]
+        write_csv(output / "summary.csv", states)  # of every process: the last one's is whole
     failed = [state["name"] for state in states if state["status"] == FAILED]
     _LOG.info(
         "%d of %d slides are predicted -> %s",
