@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stfm_jax.data import feature_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.models import regression
 from stfm_jax.models.method import Blocks, Prediction, Request, Standing, gathered, whole
@@ -47,6 +48,7 @@ class Part(NamedTuple):
 
     far: Linear  # of own principal components, to expression
     reference: distance.Reference
+    look: distance.Look
 
 
 class Strangers(NamedTuple):
@@ -88,10 +90,12 @@ def fit(
         else:
             share, freedom = 1.0, FREEDOM
             offset = OFFSET * -np.expm1(-np.concatenate(seen.y).mean(axis=0))
+        looks = _looks(slides, seen)
         parts = {
             i: Part(
                 targets.regressor_back(_shrunk(x[:, columns[:own]], z), scale),
                 _reference(slides, x[:, columns], own, seen.groups),
+                looks[i],
             )
             for i, columns, own in _encoders(seen.transform, x.shape[1])
         }
@@ -146,12 +150,13 @@ def standing(
     x = regression.features_at(settings, transform, slide, spots)
     coords, n = slide.coords_um[spots], len(spots)
     most = 1.0 if familiar else float(strangers.share)
-    found, shares = [], []
+    found, shares, means = [], [], _means(transform, slide, np.zeros(slide.num_spots, int))[0]
     for i, columns, _ in _encoders(transform, x.shape[1]):
         reference = strangers.of[i].reference
         ratio = distance.ratio(reference, x[:, columns], coords)
         limits = [distance.usual(reference, q, n) for q in (distance.NEAR, distance.FAR)]
         found.append((ratio / limits[1], ratio, *limits))
+        found.append(_of_look(strangers.of[i].look, means[i], transform, i))
         shares.append(most * distance.nearness(reference, ratio, n))
     _, ratio, usual, stranger = max(found)
     of_spots = functools.partial(_of_spots, strangers, settings, transform, slide)
@@ -255,6 +260,51 @@ def _reference(
     section = np.repeat(np.arange(len(slides)), [slide.num_spots for slide in slides])
     coords = np.concatenate([slide.coords_um for slide in slides])
     return distance.fit(x, own, coords, groups if alone else section, groups, blocks=alone)
+
+
+def _raw(transform: FeatureTransform) -> dict[str, slice]:
+    """Which of the features as they come each encoder made."""
+    widths = [len(transform.mean)] if transform.widths is None else transform.widths
+    ends = np.cumsum(widths)
+    return {
+        str(i): slice(end - n, end) for i, (end, n) in enumerate(zip(ends, widths, strict=True))
+    }
+
+
+def _means(
+    transform: FeatureTransform, slide: Slide, units: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """Mean features [f] of each unit of a slide, by encoder; units: [n] from 0."""
+    total = np.zeros((units.max() + 1, len(transform.mean)))
+    for spots, rows in feature_store.blocks(slide.features):
+        np.add.at(total, units[spots], rows)
+    means = total / np.bincount(units)[:, None]
+    return [{i: mean[part] for i, part in _raw(transform).items()} for mean in means]
+
+
+def _looks(slides: Sequence[Slide], seen: Seen) -> dict[str, distance.Look]:
+    """What is usual of the means of features, by encoder."""
+    if len(slides) == 1:
+        means, sizes = _means(seen.transform, slides[0], seen.groups), np.bincount(seen.groups)
+        groups = np.arange(len(sizes))
+    else:
+        sizes = np.array([slide.num_spots for slide in slides])
+        means = [_means(seen.transform, s, np.zeros(s.num_spots, int))[0] for s in slides]
+        groups = seen.groups[np.cumsum(sizes) - 1]
+    return {
+        i: distance.fit_look(
+            np.stack([mean[i] for mean in means]), sizes, groups, seen.transform.std[part]
+        )
+        for i, part in _raw(seen.transform).items()
+    }
+
+
+def _of_look(look: distance.Look, mean: np.ndarray, transform: FeatureTransform, i: str) -> tuple:
+    """Alarm, ratio and limits."""
+    part = _raw(transform)[i]
+    ratio = distance.look_ratio(look, mean, transform.mean[part], transform.std[part])
+    limits = [distance.look_usual(look, q) for q in (distance.NEAR, distance.FAR)]
+    return ratio / limits[1], ratio, *limits
 
 
 def _shrunk(own: np.ndarray, z: np.ndarray) -> Linear:

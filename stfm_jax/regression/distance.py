@@ -8,6 +8,10 @@ logarithms over all directions. A slide's number is the mean of the logarithms o
 the numbers of training units (sections; blocks, where there is one section), each left out of X in
 turn, with the rest of its patient where there are several. No stranger is needed to say what is
 usual: it is a quantile of what a further unit would have, if the number is normal [ours].
+
+All that is of features that a regression sees, which are standardised in each slide. That a slide
+*looks* otherwise, by stain, scanner or organ, is in the means of its features as they come, and is
+set against left-out units in the same way; it may matter or not, so it is told and nothing else.
 """
 
 from __future__ import annotations
@@ -35,6 +39,14 @@ class Ruler(NamedTuple):
     center: np.ndarray  # [f]
     root: np.ndarray  # [f, r] the leverage of x is |(x - center) root|^2
     axes: np.ndarray  # [own, AXES] training spots have unit variance along each
+
+
+class Look(NamedTuple):
+    """How far the means of training units' features lie from those of the others."""
+
+    log_mean: np.ndarray  # []
+    log_std: np.ndarray  # []
+    units: np.ndarray  # []
 
 
 class Reference(NamedTuple):
@@ -112,8 +124,7 @@ def of_spots(reference: Reference, x: np.ndarray) -> np.ndarray:
 
 def usual(reference: Reference, quantile: float, num_spots: int) -> float:
     """The ratio that a further unit of so many spots would stay below with a probability."""
-    units = float(reference.units)
-    deviations = scipy.stats.t.ppf(quantile, units - 1) * np.sqrt(1 + 1 / units)
+    deviations = _deviations(float(reference.units), quantile)
     return float(np.exp(deviations * reference.log_std[_rung(reference, num_spots)]))
 
 
@@ -126,6 +137,43 @@ def nearness(reference: Reference, found: float, num_spots: int) -> float:
 def sampled(num_spots: int) -> np.ndarray:
     """The spots of a slide that are looked at."""
     return np.unique(np.linspace(0, num_spots - 1, min(num_spots, SPOTS)).astype(int))
+
+
+def fit_look(means: np.ndarray, sizes: np.ndarray, groups: np.ndarray, std: np.ndarray) -> Look:
+    """What is usual of the means of features, each unit's group left out.
+
+    Args:
+      means: [u, f] of each unit.
+      sizes: [u] spots of each.
+      groups: [u] what is left out with it.
+      std: [f] of all training spots.
+    """
+    numbers = []
+    for mean, group in zip(means, groups, strict=True):
+        rest = groups != group
+        numbers.append(np.log(_shift(mean, np.average(means[rest], 0, sizes[rest]), std)))
+    spread = np.std(numbers, ddof=1)
+    return Look(*(np.float32(value) for value in (np.mean(numbers), spread, len(numbers))))
+
+
+def look_ratio(look: Look, mean: np.ndarray, center: np.ndarray, std: np.ndarray) -> float:
+    """How far the mean [f] of a slide's features lies from training's, over left-out units."""
+    return float(np.exp(np.log(_shift(mean, center, std)) - look.log_mean))
+
+
+def look_usual(look: Look, quantile: float) -> float:
+    """The ratio that a further unit would stay below with a probability."""
+    return float(np.exp(_deviations(float(look.units), quantile) * look.log_std))
+
+
+def _shift(mean: np.ndarray, center: np.ndarray, std: np.ndarray) -> float:
+    """Root mean square over the features, in standard deviations of training spots."""
+    return float(np.sqrt(np.mean(((mean - center) / std) ** 2)) + 1e-6)
+
+
+def _deviations(units: float, quantile: float) -> float:
+    """Of a further unit, in standard deviations of those there are."""
+    return scipy.stats.t.ppf(quantile, units - 1) * np.sqrt(1 + 1 / units)
 
 
 def _sizes(largest: int) -> Sequence[int]:

@@ -73,6 +73,15 @@ def test_a_stranger_is_told(trained, caplog):
     assert "times as far from the training slides" in caplog.text and "100 %" in caplog.text
 
 
+def test_another_look_is_told_and_nothing_else(trained, caplog):
+    """Another stain moves all features; a regression on standardised ones does not mind."""
+    found, seen, *_, test = trained
+    stained = dataclasses.replace(test, features=test.features + 5.0 * test.features.std())
+    given = standing(found, seen, stained)
+    assert given.is_stranger and given.share == 1.0
+    assert "0 % of its mean" in caplog.text
+
+
 def by_patients(slides):
     return [dataclasses.replace(s, patient=f"P{i // 2}") for i, s in enumerate(slides)]
 

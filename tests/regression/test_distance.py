@@ -85,6 +85,23 @@ def test_a_blank_slide_is_far():
     assert ratio(found, np.tile(found.ruler.center, (120, 1))) > distance.usual(found, 0.95, 120)
 
 
+def test_looks_by_their_definition():
+    means, sizes, std = RNG.normal(size=(4, 6)), np.array([10, 20, 30, 40]), np.full(6, 2.0)
+    groups = np.array([0, 0, 1, 2])
+    numbers = []
+    for mean, group in zip(means, groups, strict=True):
+        rest = groups != group
+        others = (means[rest] * sizes[rest, None]).sum(axis=0) / sizes[rest].sum()
+        numbers.append(np.log(np.sqrt(np.mean(((mean - others) / std) ** 2))))
+    look = distance.fit_look(means, sizes, groups, std)
+    assert look.log_mean == pytest.approx(np.mean(numbers), abs=1e-4)
+    assert look.log_std == pytest.approx(np.std(numbers, ddof=1), abs=1e-4)
+    center = means.mean(axis=0)
+    found = distance.look_ratio(look, center + 3.0, center, std)
+    assert found == pytest.approx(1.5 / np.exp(np.mean(numbers)), rel=1e-3)
+    assert distance.look_usual(look, 0.95) > distance.look_usual(look, 0.8) > 1.0
+
+
 def test_a_part_of_a_near_slide_is_near():
     """Moments of few spots are noisier; they are compared with those of as few."""
     near = []
