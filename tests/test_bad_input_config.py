@@ -15,8 +15,8 @@ CASES = [
     (
         "unknown reader",
         "train",
-        lambda w: {"data__reader": "visium"},
-        ["data.reader", "hest, her2st, anndata, transcripts, simulated", "'visium'"],
+        lambda w: {"data__reader": "cosmx"},
+        ["data.reader", "hest, her2st, anndata, ", ", simulated", "'cosmx'"],
     ),
     (
         "unknown normalisation",

@@ -102,13 +102,13 @@ CASES = [
         "empty jpg",
         "embed",
         lambda w: w.her2st(lambda root: rewrite(root / "ST-imgs" / "A1.jpg", empty)),
-        ["A1.jpg", "readable JPEG", "empty or damaged"],
+        ["A1.jpg", "readable image", "empty or damaged"],
     ),
     (
         "truncated jpg",
         "embed",
         lambda w: w.her2st(lambda root: rewrite(root / "ST-imgs" / "A1.jpg", half)),
-        ["A1.jpg", "readable JPEG", "empty or damaged"],
+        ["A1.jpg", "readable image", "empty or damaged"],
     ),
     (
         "missing tsv",

@@ -224,8 +224,7 @@ def test_an_image_is_embedded_by_what_the_model_was_trained_on(trained, tmp_path
     assert_message(
         capfd.readouterr().err,
         [
-            "predict.image",
-            "embedded by 'mine_cls",
+            "the image: would be embedded by 'mine_cls",
             "trained on 'stain_texture_100um' and 'mine_cls",
         ],
     )

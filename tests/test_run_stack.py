@@ -631,7 +631,7 @@ CASES = [
         dict.fromkeys(("S1", "S2", "S3", "S4")),
         {},
         None,
-        ["one .h5ad file for each"],
+        ["one .h5ad or .zarr for each"],
     ),
 ]
 
