@@ -8,7 +8,8 @@ their other section.
 
 2026-11-27, 2 CPU cores shared with others: embedding 5 min, regressions 1 min. Regressions alone,
 means over three cohorts (--config.data.seeds=0,1,2,3,4,5; 10..15; 20..25), pearson_slide at home
-(folds=section) > abroad (published), all dials at 0 and at 1:
+(folds=section) > abroad (published), all dials but stranger_genes at 0 and at 1; hyperparameters by
+leaving slides out, not patients, as they are chosen since:
 
                         log1p                         log1p_cp10k
                      0             1               0             1
