@@ -57,8 +57,7 @@ class Model:
 
     def familiar(self, slide: Slide) -> bool:
         """Whether it was fitted to other slides of a slide's patient."""
-        patients = {about["patient"] for about in self.slides.values()} - {""}
-        return slide.patient in patients
+        return slide.is_of({about["patient"] for about in self.slides.values()})
 
     @property
     def epochs(self) -> int | None:

@@ -1,4 +1,4 @@
-"""A folder in exactly the layout of HEST-bench, made from slides; and where the real tissue lies.
+"""A folder in exactly the layout of HEST-bench, made from slides.
 
 HEST-bench is gated and cannot be shipped, so this stands in for it in the tests.
 """
@@ -6,7 +6,6 @@ HEST-bench is gated and cannot be shipped, so this stands in for it in the tests
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,13 +20,6 @@ from stfm_jax.data import embeddings
 from stfm_jax.data.slide import Slide
 
 PATCH_PX, PATCH_UM = 224, 112.0
-
-
-def her2st_root() -> Path | None:
-    """The her2st folder ($STFM_HER2ST, or beside the repository), or None where it is absent."""
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "her2st"
-    root = Path(os.environ.get("STFM_HER2ST", beside))
-    return root if (root / "ST-cnts").is_dir() else None
 
 
 def toy_slide(name: str = "A1", n: int = 20, num_genes: int = 12, width: int = 5) -> Slide:

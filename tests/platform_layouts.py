@@ -1,14 +1,13 @@
 """Folders in exactly the layouts that the platforms release, old and new, written small.
 
 Sources: the vendors' pages and the readers of scanpy, squidpy and spatialdata-io, and the real
-files of `platforms_root()`. `write_visium` and others say which version they are of.
+files of `real_tissue.platforms_root()`. `write_visium` and others say which version they are of.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import h5py
@@ -25,13 +24,6 @@ from stfm_jax.data.slide import Slide
 UM_PER_PX = 0.5
 POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres",
              "pxl_col_in_fullres"]  # fmt: skip
-
-
-def platforms_root() -> Path | None:
-    """Small real files ($STFM_PLATFORMS, or beside the repository), or None where absent."""
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "platforms"
-    root = Path(os.environ.get("STFM_PLATFORMS", beside))
-    return root if (root / "README.md").is_file() else None
 
 
 def visium_slide(name: str = "V1", rows: int = 8, columns: int = 7, num_genes: int = 12) -> Slide:

@@ -9,7 +9,8 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from hest_layout import her2st_root, write_embeddings, write_task
+from hest_layout import write_embeddings, write_task
+from real_tissue import her2st_root
 
 from configs import base
 from stfm_jax.data.coarsen import by_lattice

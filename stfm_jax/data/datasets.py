@@ -36,17 +36,6 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
-READERS = (
-    "hest",
-    "her2st",
-    "anndata",
-    *folders.PLATFORMS,
-    "hest1k",
-    "stimage",
-    "transcripts",
-    "simulated",
-    "tfds",
-)
 FOLDS = ("auto", "patient", "section", "published")
 
 
@@ -97,22 +86,8 @@ def load(
         )
     if data.reader == "hest":
         dataset = _hest(data, embeddings_dir, encoder)
-    elif data.reader == "her2st":
-        dataset = _her2st(data)
-    elif data.reader == "anndata":
-        dataset = _anndata(data)
-    elif data.reader in folders.PLATFORMS:
-        dataset = _instruments(data)
-    elif data.reader == "hest1k":
-        dataset = _hest1k(data)
-    elif data.reader == "stimage":
-        dataset = _stimage(data)
-    elif data.reader == "transcripts":
-        dataset = _transcripts(data)
-    elif data.reader == "simulated":
-        dataset = _simulated(data)
-    elif data.reader == "tfds":
-        dataset = _tfds(data)
+    elif data.reader in _OF_READER:
+        dataset = _OF_READER[data.reader](data)
     else:
         raise InputError(
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
@@ -311,3 +286,16 @@ def _folder(path: str | None, how_to_get: str) -> Path:
             f"{how_to_get}."
         )
     return folder
+
+
+_OF_READER = {  # beside `hest`, whose embeddings may lie elsewhere
+    "her2st": _her2st,
+    "anndata": _anndata,
+    **dict.fromkeys(folders.PLATFORMS, _instruments),
+    "hest1k": _hest1k,
+    "stimage": _stimage,
+    "transcripts": _transcripts,
+    "simulated": _simulated,
+    "tfds": _tfds,
+}
+READERS = ("hest", *_OF_READER)

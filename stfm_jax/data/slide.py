@@ -6,7 +6,7 @@ Readers build Slides; everything downstream takes them. Nothing here reads files
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -66,6 +66,10 @@ class Slide:
             return None
         farthest = np.argmax(np.abs(self.coords_in))
         return float(self.coords_um.flat[farthest] / self.coords_in.flat[farthest])
+
+    def is_of(self, patients: Collection[str]) -> bool:
+        """Whether it is of one of these patients; one that names none is of no known one."""
+        return self.patient != "" and self.patient in patients
 
     def subset(self, index: np.ndarray) -> Slide:
         """The slide with only the spots of `index` ([m] integers or [n] booleans)."""

@@ -199,18 +199,11 @@ def feature_blocks(settings: RegressionSettings, transform, slide: Slide, around
         for spots, x in feature_ops.standardized_blocks(transform, slide.features):
             yield spots, x @ transform.components
         return
-    context = feature_ops.context_reader(
-        transform, slide.features, slide.coords_um, settings.context
-    )
+    context = context_of(settings, transform, slide)
     for spots in feature_store.spans(slide.num_spots):
         yield spots, context(spots)
 
 
-def features_at(
-    settings: RegressionSettings, transform, slide: Slide, spots: np.ndarray
-) -> np.ndarray:
-    """Features [m, f] of some spots [m], their neighbourhoods' too."""
-    context = feature_ops.context_reader(
-        transform, slide.features, slide.coords_um, settings.context
-    )
-    return context(spots)
+def context_of(settings: RegressionSettings, transform, slide: Slide):
+    """A function that makes own and neighbourhoods' features [m, f] of some spots [m]."""
+    return feature_ops.context_reader(transform, slide.features, slide.coords_um, settings.context)

@@ -30,7 +30,13 @@ from stfm_jax.models import regression
 from stfm_jax.models.method import Blocks, Prediction, Request, Standing, gathered, whole
 from stfm_jax.models.regression import RegressionSettings, Seen
 from stfm_jax.regression import distance, regressors, targets
-from stfm_jax.regression.features import FeatureTransform, columns_of, own_features, window_mean
+from stfm_jax.regression.features import (
+    FeatureTransform,
+    columns_of,
+    moments,
+    own_features,
+    window_mean,
+)
 from stfm_jax.regression.regressors import Choice, Linear
 
 PENALTY = 6.0  # of the ridge, for each training spot
@@ -80,12 +86,12 @@ def fit(
         in_units, scale = regression.scaled(seen)
         x, z = in_units.pooled
         unseen = _unseen_far(slides, in_units)
-        residual = _within_slides((z - unseen) * scale.std, slides)
+        left = _of_slides((z - unseen) * scale.std, slides)
+        residual = np.concatenate(targets.within_slides(left))
         patients = [slide.patient or slide.name for slide in slides]
         if len(set(patients)) > 1:
             share = _learned_share(slides, in_units, unseen, kinds, once)
-            within = _within_slides(np.concatenate(seen.y), slides).std(axis=0)
-            offset = offset_between(seen.y, patients, within)
+            offset = offset_between(seen.y, patients, scale.std)
             freedom = len(set(patients)) - 1 + PATIENTS
         else:
             share, freedom = 1.0, FREEDOM
@@ -147,16 +153,16 @@ def standing(
       familiar: whether other slides of its patient were trained on.
     """
     spots = distance.sampled(slide.num_spots)
-    x = regression.features_at(settings, transform, slide, spots)
+    x = regression.context_of(settings, transform, slide)(spots)
     coords, n = slide.coords_um[spots], len(spots)
     most = 1.0 if familiar else float(strangers.share)
-    found, shares, means = [], [], _means(transform, slide, np.zeros(slide.num_spots, int))[0]
+    found, shares, mean = [], [], moments([slide.features])[0]
     for i, columns, _ in _encoders(transform, x.shape[1]):
         reference = strangers.of[i].reference
         ratio = distance.ratio(reference, x[:, columns], coords)
         limits = [distance.usual(reference, q, n) for q in (distance.NEAR, distance.FAR)]
         found.append((ratio / limits[1], ratio, *limits))
-        found.append(_of_look(strangers.of[i].look, means[i], transform, i))
+        found.append(_of_look(strangers.of[i].look, mean, transform, i))
         shares.append(most * distance.nearness(reference, ratio, n))
     _, ratio, usual, stranger = max(found)
     of_spots = functools.partial(_of_spots, strangers, settings, transform, slide)
@@ -271,30 +277,18 @@ def _raw(transform: FeatureTransform) -> dict[str, slice]:
     }
 
 
-def _means(
-    transform: FeatureTransform, slide: Slide, units: np.ndarray
-) -> list[dict[str, np.ndarray]]:
-    """Mean features [f] of each unit of a slide, by encoder; units: [n] from 0."""
-    total = np.zeros((units.max() + 1, len(transform.mean)))
-    for spots, rows in feature_store.blocks(slide.features):
-        np.add.at(total, units[spots], rows)
-    means = total / np.bincount(units)[:, None]
-    return [{i: mean[part] for i, part in _raw(transform).items()} for mean in means]
-
-
 def _looks(slides: Sequence[Slide], seen: Seen) -> dict[str, distance.Look]:
     """What is usual of the means of features, by encoder."""
+    groups = np.unique(seen.groups)
     if len(slides) == 1:
-        means, sizes = _means(seen.transform, slides[0], seen.groups), np.bincount(seen.groups)
-        groups = np.arange(len(sizes))
+        features = slides[0].features
+        units = [feature_store.take(features, np.flatnonzero(seen.groups == g)) for g in groups]
     else:
-        sizes = np.array([slide.num_spots for slide in slides])
-        means = [_means(seen.transform, s, np.zeros(s.num_spots, int))[0] for s in slides]
-        groups = seen.groups[np.cumsum(sizes) - 1]
+        units = [slide.features for slide in slides]
+        groups = np.array([part[0] for part in _of_slides(seen.groups, slides)])
+    means, sizes = np.stack([moments([unit])[0] for unit in units]), np.array([*map(len, units)])
     return {
-        i: distance.fit_look(
-            np.stack([mean[i] for mean in means]), sizes, groups, seen.transform.std[part]
-        )
+        i: distance.fit_look(means[:, part], sizes, groups, seen.transform.std[part])
         for i, part in _raw(seen.transform).items()
     }
 
@@ -302,7 +296,7 @@ def _looks(slides: Sequence[Slide], seen: Seen) -> dict[str, distance.Look]:
 def _of_look(look: distance.Look, mean: np.ndarray, transform: FeatureTransform, i: str) -> tuple:
     """Alarm, ratio and limits."""
     part = _raw(transform)[i]
-    ratio = distance.look_ratio(look, mean, transform.mean[part], transform.std[part])
+    ratio = distance.look_ratio(look, mean[part], transform.mean[part], transform.std[part])
     limits = [distance.look_usual(look, q) for q in (distance.NEAR, distance.FAR)]
     return ratio / limits[1], ratio, *limits
 
@@ -346,15 +340,13 @@ def _unseen_far(slides: Sequence[Slide], seen: Seen) -> np.ndarray:
             left = seen.groups == group
             fitted = _shrunk(of_spot[~left], z[~left])
             out[left] += regressors.predict(fitted, of_spot[left]) / len(encoders)
-    bounds = np.cumsum([slide.num_spots for slide in slides])[:-1]
-    each = zip(np.split(out, bounds), slides, strict=True)
+    each = zip(_of_slides(out, slides), slides, strict=True)
     return np.concatenate([_half_smoothed(part, slide.coords_um) for part, slide in each])
 
 
-def _within_slides(residual: np.ndarray, slides: Sequence[Slide]) -> np.ndarray:
-    """Residuals [n, g] about their slides' means."""
-    bounds = np.cumsum([slide.num_spots for slide in slides])[:-1]
-    return np.concatenate([part - part.mean(axis=0) for part in np.split(residual, bounds)])
+def _of_slides(values: np.ndarray, slides: Sequence[Slide]) -> list[np.ndarray]:
+    """Rows [n, g] of all spots, cut into those of each slide."""
+    return np.split(values, np.cumsum([slide.num_spots for slide in slides])[:-1])
 
 
 def _tell(where: str, found: Standing) -> None:

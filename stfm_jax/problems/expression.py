@@ -87,8 +87,11 @@ class Expression(Problem):
         genes = self._genes(dataset, train)
         for slide in test:
             require_genes(slide, genes.targets)
-        patients = {slide.patient for slide in train} - {""}
-        seen = [[Section(s, train, s.patient in patients) for s in part] for part in (train, test)]
+        patients = {slide.patient for slide in train}
+        seen = [
+            [Section(slide, train, slide.is_of(patients)) for slide in part]
+            for part in (train, test)
+        ]
         return Cases(fold, *seen, genes, genes.scored)
 
     def every_case(self, dataset: Dataset) -> Cases:

@@ -55,7 +55,7 @@ def fit_transform(
             f"config.data.standardize must be one of {', '.join(STANDARDIZATIONS)}, found "
             f"{standardize!r}."
         )
-    mean, std = _moments(features)
+    mean, std = moments(features)
     f = len(mean)
     transform = FeatureTransform(
         np.float32(standardize == "slide"),
@@ -149,7 +149,7 @@ def standardized_blocks(
             f"expected features of width {len(transform.mean)} as fitted, found "
             f"{features.shape[1]}."
         )
-    mean, std = _moments([features]) if transform.per_slide else (transform.mean, transform.std)
+    mean, std = moments([features]) if transform.per_slide else (transform.mean, transform.std)
     for spots, x in feature_store.blocks(features):
         yield spots, np.clip((x - mean) / std, -CLIP, CLIP).astype(np.float32)
 
@@ -208,7 +208,7 @@ def _window(values: np.ndarray, tree: cKDTree, spots: np.ndarray, size: int) -> 
     return neighbor_mean(values, nearest(tree, spots, k, include_self=True), len(spots))
 
 
-def _moments(features: Sequence[feature_store.Features]) -> tuple[np.ndarray, np.ndarray]:
+def moments(features: Sequence[feature_store.Features]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [f] over the rows of all arrays, block by block in float64."""
     n, mean, squares = 0, 0.0, 0.0
     for x in (x.astype(np.float64) for each in features for _, x in feature_store.blocks(each)):

@@ -148,23 +148,6 @@ def each(regressor: Regressor, change: Callable[[Any], Any]) -> Regressor:
     return change(regressor)
 
 
-def averaged(fits: Sequence[Regressor]) -> Regressor:
-    """The mean of linear regressors, which is one; of `Mean`s of such, part by part."""
-    first = fits[0]
-    if isinstance(first, Mean):
-        return Mean({i: averaged([f.of[i] for f in fits]) for i in first.of}, first.columns)
-    return Linear(*(np.mean(arrays, axis=0) for arrays in zip(*fits, strict=True)))
-
-
-def strength(alpha: float, columns: Sequence[np.ndarray]) -> Choice | Choices:
-    """A ridge's alpha that was not chosen; the same on the columns of each encoder."""
-    one = Choice(alpha, np.nan, np.nan)
-    if not columns:
-        return one
-    at = {str(i): part for i, part in enumerate(columns)}
-    return Choices(dict.fromkeys(at, one), at)
-
-
 def choose_each(
     kind: str,
     x: np.ndarray,

@@ -28,9 +28,14 @@ class Scale(NamedTuple):
 def per_slide(y: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Scale]:
     """Expression of each slide [n_i, g] with mean 0 and standard deviation 1 by gene, and the way
     back; a gene that is constant in a slide is 0 there."""
-    centred = [part - part.mean(axis=0) for part in y]
+    centred = within_slides(y)
     scaled = [part / np.maximum(part.std(axis=0), _LEAST) for part in centred]
     return scaled, Scale(np.concatenate(y).mean(axis=0), np.concatenate(centred).std(axis=0))
+
+
+def within_slides(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Values of each slide [n_i, g] about their mean there."""
+    return [part - part.mean(axis=0) for part in values]
 
 
 def back(scaled: np.ndarray, scale: Scale) -> np.ndarray:
@@ -58,10 +63,10 @@ def principal_axes(scaled: np.ndarray, number: int) -> np.ndarray:
 def leading_axes(fitted: np.ndarray, explained: float) -> np.ndarray:
     """The principal axes [g, k] of what a fit says of its training spots [n, g], as few as make up
     a share of its variance."""
-    values, vectors = np.linalg.eigh(fitted.T.astype(np.float64) @ fitted)
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    number = np.searchsorted(np.cumsum(values) / max(values.sum(), 1e-12), explained) + 1
-    return vectors[:, :number]
+    axes = principal_axes(fitted, fitted.shape[1])
+    variance = np.square(fitted @ axes).sum(axis=0)
+    number = np.searchsorted(np.cumsum(variance) / max(variance.sum(), 1e-12), explained) + 1
+    return axes[:, :number]
 
 
 def reduced(regressor: Regressor, axes: np.ndarray) -> Regressor:

@@ -8,8 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hest_layout import her2st_root
 from PIL import Image
+from real_tissue import her2st_root
 
 from stfm_jax.data.image import H5Patches, ImagePatches, release
 from stfm_jax.data.slide import SubsetPatches

@@ -1,16 +1,14 @@
 """Images in all kinds of files: the same pixels, levels and scale; what cannot be opened."""
 
 import multiprocessing
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import optional
 import pytest
 import tifffile
-from hest_layout import her2st_root
 from PIL import Image
+from real_tissue import her2st_root, platforms_root
 from skimage.data import astronaut
 from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff
 
@@ -22,7 +20,7 @@ from stfm_jax.data.readers import her2st
 from stfm_jax.encoders.encoder import StainTexture
 from stfm_jax.errors import InputError
 
-SVS = Path(os.environ.get("STFM_SLIDES", "/nowhere")) / "CMU-1-Small-Region.svs"
+PLATFORMS = platforms_root()
 
 
 @pytest.fixture(scope="module")
@@ -294,9 +292,9 @@ def test_openslide_opens_what_a_scanner_wrote(tmp_path, pixels, openslide):
     assert openslide_image._colour(None) == openslide_image._colour("zzzzzz") == (255, 255, 255)
 
 
-@pytest.mark.skipif(not SVS.exists(), reason="no real slide is here (set STFM_SLIDES)")
+@pytest.mark.skipif(PLATFORMS is None, reason="no real files (set STFM_PLATFORMS)")
 def test_a_real_slide(openslide):
-    image = open_image(SVS)
+    image = open_image(PLATFORMS / "slides" / "CMU-1-Small-Region.svs")
     assert image.size == (2220, 2967) and image.um_per_px == pytest.approx(0.499)
     overview = resampled(image, 8 / 0.499)
     assert overview.shape == (186, 139, 3) and 100 < overview.mean() < 250

@@ -10,13 +10,14 @@ import platform_layouts as layouts
 import pytest
 import zarr
 from ml_collections import ConfigDict
+from real_tissue import platforms_root
 
 from configs import base
 from stfm_jax.data import datasets
 from stfm_jax.data.readers import h5ad, inputs, zarr_store
 from stfm_jax.errors import InputError
 
-PLATFORMS = layouts.platforms_root()
+PLATFORMS = platforms_root()
 
 
 def _scanpy(slide, diameter=65.0, array=True, **more):

@@ -5,8 +5,8 @@ import gzip
 import numpy as np
 import pandas as pd
 import pytest
-from hest_layout import her2st_root
 from PIL import Image
+from real_tissue import her2st_root
 
 from stfm_jax.data.readers import her2st, pitch
 from stfm_jax.errors import InputError

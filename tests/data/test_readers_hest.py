@@ -7,7 +7,8 @@ import anndata
 import h5py
 import numpy as np
 import pytest
-from hest_layout import her2st_root, toy_slide, write_embeddings, write_task
+from hest_layout import toy_slide, write_embeddings, write_task
+from real_tissue import her2st_root
 
 from stfm_jax.data import embeddings
 from stfm_jax.data.panel import find_genes

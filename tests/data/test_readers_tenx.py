@@ -4,11 +4,12 @@ import h5py
 import numpy as np
 import platform_layouts as layouts
 import pytest
+from real_tissue import platforms_root
 
 from stfm_jax.data.readers import tenx
 from stfm_jax.errors import InputError
 
-PLATFORMS = layouts.platforms_root()
+PLATFORMS = platforms_root()
 needs_real = pytest.mark.skipif(PLATFORMS is None, reason="no real files (set STFM_PLATFORMS)")
 
 

@@ -10,13 +10,14 @@ import platform_layouts as layouts
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from real_tissue import platforms_root
 
 from configs import base
 from stfm_jax.data import datasets
 from stfm_jax.data.readers import folders, inputs, space_ranger, visium, visium_hd
 from stfm_jax.errors import InputError
 
-PLATFORMS = layouts.platforms_root()
+PLATFORMS = platforms_root()
 needs_real = pytest.mark.skipif(PLATFORMS is None, reason="no real files (set STFM_PLATFORMS)")
 
 

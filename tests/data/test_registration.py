@@ -6,7 +6,7 @@ true mixtures. The built-in encoder itself is used on real sections, which is sl
 
 import numpy as np
 import pytest
-from hest_layout import her2st_root
+from real_tissue import her2st_root
 
 from stfm_jax.data.readers import her2st
 from stfm_jax.data.registration import Section, align_pair, align_stack

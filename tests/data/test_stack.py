@@ -8,7 +8,8 @@ import logging
 import h5py
 import numpy as np
 import pytest
-from hest_layout import her2st_root, toy_slide
+from hest_layout import toy_slide
+from real_tissue import her2st_root
 
 from stfm_jax.data import feature_store, stack
 from stfm_jax.data.readers import her2st

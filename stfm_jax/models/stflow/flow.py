@@ -30,8 +30,7 @@ from stfm_jax.models.stflow.joint import Parts
 from stfm_jax.nn.stflow_net import ImageTower, STFlowNet
 from stfm_jax.ops import zinb
 from stfm_jax.regression import features as feature_ops
-from stfm_jax.regression import regressors
-from stfm_jax.regression.targets import residual_covariance
+from stfm_jax.regression import regressors, targets
 
 ANCHORS = ("none", "ridge", "kernel")
 
@@ -119,11 +118,12 @@ class STFlow:
         prior = self._fit_prior(slides, genes, y)
         residuals = y - unseen
         bounds = np.cumsum([len(part) for part in seen.y])[:-1]
+        left = residuals
         if seen.by_patient:  # the offset of another patient's slide is drawn apart
-            offsets = [part.mean(axis=0) for part in np.split(residuals, bounds)]
-            unseen = unseen + np.repeat(offsets, [len(part) for part in seen.y], axis=0)
-        left = residual_covariance(y - unseen)
-        path = gaussian.gaussian_path(prior.mean, prior.covariance, left)
+            left = np.concatenate(targets.within_slides(np.split(residuals, bounds)))
+            unseen = y - left
+        covariance = targets.residual_covariance(left)
+        path = gaussian.gaussian_path(prior.mean, prior.covariance, covariance)
         prepared = [
             self._prepared(slide, seen.transform, x, a, e)
             for slide, x, a, e in zip(slides, seen.x, np.split(unseen, bounds), seen.y, strict=True)
@@ -169,9 +169,7 @@ class STFlow:
         Yields spots, features [m, f] and anchor [m, g] until every spot was there; what is held of
         the slide are its principal components [n, p].
         """
-        context = feature_ops.context_reader(
-            fitted.transform, slide.features, slide.coords_um, self.context
-        )
+        context = regression.context_of(self.seen, fitted.transform, slide)
         if self.token_context:
             blocks = ((spots, None) for spots in spans(slide.num_spots))
         else:
