@@ -142,6 +142,9 @@ def sampled(num_spots: int) -> np.ndarray:
 def fit_look(means: np.ndarray, sizes: np.ndarray, groups: np.ndarray, std: np.ndarray) -> Look:
     """What is usual of the means of features, each unit's group left out.
 
+    Two groups lie as far from one another either way, so nothing is known of the spread, and no
+    slide is then too far.
+
     Args:
       means: [u, f] of each unit.
       sizes: [u] spots of each.
@@ -152,7 +155,7 @@ def fit_look(means: np.ndarray, sizes: np.ndarray, groups: np.ndarray, std: np.n
     for mean, group in zip(means, groups, strict=True):
         rest = groups != group
         numbers.append(np.log(_shift(mean, np.average(means[rest], 0, sizes[rest]), std)))
-    spread = np.std(numbers, ddof=1)
+    spread = np.std(numbers, ddof=1) if len(np.unique(groups)) > 2 else np.inf
     return Look(*(np.float32(value) for value in (np.mean(numbers), spread, len(numbers))))
 
 

@@ -102,6 +102,12 @@ def test_looks_by_their_definition():
     assert distance.look_usual(look, 0.95) > distance.look_usual(look, 0.8) > 1.0
 
 
+def test_two_units_say_nothing_of_how_far_looks_lie():
+    """Each is as far from the other: their spread is none, whatever it is among more."""
+    look = distance.fit_look(RNG.normal(size=(2, 6)), np.array([9, 9]), np.arange(2), np.ones(6))
+    assert distance.look_usual(look, distance.NEAR) == np.inf
+
+
 def test_a_part_of_a_near_slide_is_near():
     """Moments of few spots are noisier; they are compared with those of as few."""
     near = []
