@@ -6,20 +6,7 @@ The dials say how far patients differ (0: a near stranger, 1: a far one), each o
 With --config.data.folds=section (another workdir) the three to train on are predicted at home, from
 their other section.
 
-2026-11-27, 2 CPU cores shared with others: embedding 5 min, regressions 1 min. Regressions alone,
-means over three cohorts (--config.data.seeds=0,1,2,3,4,5; 10..15; 20..25), pearson_slide at home
-(folds=section) > abroad (published), all dials but stranger_genes at 0 and at 1; hyperparameters by
-leaving slides out, not patients, as they are chosen since:
-
-                        log1p                         log1p_cp10k
-                     0             1               0             1
-    ridge            .288 > .275   .338 > .253     .230 > .216   .269 > .192
-    ridge_smooth     .256 > .245   .319 > .229     .216 > .201   .267 > .194
-    ridge_context    .301 > .276   .336 > .180     .249 > .217   .272 > .124
-    kernel_ridge     .309 > .285   .331 > .178     .253 > .226   .263 > .127
-
-Home rises with the dials as the image shows more programs. The dials' sizes are not fitted to any
-patients.
+The dials' sizes are not fitted to any patients. Figures: docs/results.md.
 """
 
 from configs import base, demo
