@@ -189,11 +189,10 @@ def test_sections_kept_out_may_not_be_all_that_is_tested():
 
 @pytest.mark.slow
 def test_as_the_dials_go_up_regressions_lose_abroad_and_the_flexible_one_more(tmp_path):
-    """As on real strangers: home (a section left out) less abroad (patients kept apart)."""
-    falls = {}
+    """As on real strangers. Where patients differ, leaving one out shrinks the fits at home too."""
+    home, abroad = {}, {}
     for amount in (0.0, 1.0):
-        scores = {}
-        for folds in ("section", "published"):
+        for folds, scores in (("section", home), ("published", abroad)):
             config = simulated_patients.get_config()
             config.methods = ("ridge", "kernel_ridge")
             config.devices = 1
@@ -205,9 +204,8 @@ def test_as_the_dials_go_up_regressions_lose_abroad_and_the_flexible_one_more(tm
             work = tmp_path / f"{folds}_{amount}"
             assert tiny.run(config.lock(), work) == 0
             methods = json.loads((work / "metrics.json").read_text())["methods"]
-            scores[folds] = {name: row["pearson_slide"]["mean"] for name, row in methods.items()}
-        home, abroad = scores["section"], scores["published"]
-        falls[amount] = {name: home[name] - abroad[name] for name in home}
-    assert min(falls[1.0].values()) > 0.02, falls
-    assert falls[1.0]["kernel_ridge"] > falls[0.0]["kernel_ridge"] + 0.03, falls
-    assert falls[1.0]["kernel_ridge"] > falls[1.0]["ridge"], falls
+            scores[amount] = {name: row["pearson_slide"]["mean"] for name, row in methods.items()}
+    for amount in (0.0, 1.0):
+        assert all(home[amount][name] > abroad[amount][name] + 0.02 for name in home[amount])
+    loss = {name: abroad[0.0][name] - abroad[1.0][name] for name in abroad[0.0]}
+    assert loss["kernel_ridge"] > loss["ridge"] > 0.02, loss
