@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from stfm_jax.data import embeddings
 from stfm_jax.data.image import release
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.encoder import Encoder
 from stfm_jax.errors import InputError
+from stfm_jax.runtime import progress
 
 _LOG = logging.getLogger("stfm_jax")
 
@@ -142,14 +142,7 @@ def _make(slide: Slide, encoder: Encoder, path: Path) -> None:
 def _blocks(slide: Slide, encoder: Encoder, first: int) -> Iterator[np.ndarray]:
     """Features of the spots from the first on, some at a time, with a bar."""
     n = slide.num_spots
-    with tqdm(
-        desc=f"{slide.name}: {encoder.name}",
-        total=n,
-        initial=first,
-        unit="patch",
-        mininterval=1.0,
-        dynamic_ncols=True,
-    ) as bar:
+    with progress.bar(f"{slide.name}: {encoder.name}", n, "patch", initial=first) as bar:
         for rows in encoder.blocks(slide.patches, np.arange(first, n)):
             yield rows
             bar.update(len(rows))

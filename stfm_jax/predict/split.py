@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import sparse_dataset
-from tqdm import tqdm
 
 import stfm_jax
 from stfm_jax.data import coarsen
@@ -35,7 +34,7 @@ from stfm_jax.plots import split as split_plots
 from stfm_jax.predict import budget
 from stfm_jax.predict.features import arranged, with_image
 from stfm_jax.predict.slide import check_options, reading
-from stfm_jax.runtime import distributed
+from stfm_jax.runtime import distributed, progress
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
 from stfm_jax.store import Model
@@ -178,9 +177,7 @@ def _write(
         np.memmap(path, dtype, "r+", offsets[key], layout.size) for key, dtype in types.items()
     )
     rng = np.random.default_rng(config.seed)
-    with tqdm(
-        desc=name, total=layout.rank.nnz, unit="pair", unit_scale=True, dynamic_ncols=True
-    ) as bar:
+    with progress.bar(name, layout.rank.nnz, "pair", unit_scale=True) as bar:
         for part in parts:
             mask = part.children >= 0
             at = layout.places(part)[mask]

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from stfm_jax.errors import InputError
+from stfm_jax.runtime import progress
 from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.devices import make_mesh, replicate, shard
-from stfm_jax.runtime.distributed import anywhere, is_main, of_main, several
+from stfm_jax.runtime.distributed import anywhere, of_main, several
 from stfm_jax.runtime.files import read_csv, write_csv, write_json
 from stfm_jax.runtime.interrupt import Interrupted, sigterm_flag
 from stfm_jax.train.state import Optimizer, Trainable, TrainState, create, train_step
@@ -122,7 +122,10 @@ def train(
         epoch, index = divmod(step, steps_per_epoch)
         return f"step {step} (epoch {epoch}), on {data.where(seed, epoch, index)}"
 
-    with sigterm_flag() as stop, _progress(stage, first_epoch, schedule.epochs) as bar:
+    with (
+        sigterm_flag() as stop,
+        progress.bar(stage, schedule.epochs, "epoch", initial=first_epoch) as bar,
+    ):
         for epoch in range(first_epoch, schedule.epochs):
             started = time.perf_counter()
             first = int(state.step) - epoch * steps_per_epoch
@@ -161,9 +164,8 @@ def train(
                 kept = None
             if stopping:
                 raise _interrupted(state, stage)
-            bar.set_postfix_str(
-                f"loss {loss:.4g}" + ("" if score is None else f", validation {value:.3f}")
-            )
+            shown = f"loss {loss:.4g}" + ("" if score is None else f", validation {value:.3f}")
+            bar.set_postfix_str(shown, refresh=False)
             bar.update()
     epochs, value = _best(rows) if score is not None else (schedule.epochs, float("nan"))
     params = state.ema_params if score is None else best.restore(state.ema_params)
@@ -193,16 +195,4 @@ def _check_finite(state: TrainState, stage: str, where: Callable[[int], str]) ->
         f"{stage}: the loss is NaN or infinite at {where(bad)}. Look at that slide's "
         "features and counts, or lower "
         "--config.train.learning_rate in another --workdir; the last good checkpoint is kept."
-    )
-
-
-def _progress(stage: str, start: int, total: int) -> tqdm:
-    return tqdm(
-        desc=stage,
-        initial=start,
-        total=total,
-        unit="epoch",
-        dynamic_ncols=True,
-        mininterval=1.0,
-        disable=not is_main(),
     )

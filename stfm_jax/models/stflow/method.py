@@ -33,6 +33,7 @@ from stfm_jax.models.stflow.settings import STFlowSettings
 from stfm_jax.models.strangers import Strangers
 from stfm_jax.ops import metrics
 from stfm_jax.regression import regressors
+from stfm_jax.runtime import progress
 from stfm_jax.runtime.devices import fetch, replicate
 from stfm_jax.train.stages import Outcome, Run, Stage, hold_out, select_and_refit
 
@@ -265,21 +266,16 @@ def _in_chunks(flow: STFlow, state: State, slide: Slide, request: Request) -> Pr
     arguments = (flow, state.params, arrays, encoded, key)
 
     def bar(what: str, evaluations: int) -> tqdm:
-        return tqdm(
-            desc=f"{rows.name}: {what}, {evaluations} network evaluations",
-            total=evaluations * per_evaluation,
-            unit="spot-layer",
-            unit_scale=True,
-            dynamic_ncols=True,
-        )
+        desc = f"{rows.name}: {what}, {evaluations} network evaluations"
+        return progress.bar(desc, evaluations * per_evaluation, "spot-layer", unit_scale=True)
 
     def draws() -> Iterator[Blocks]:
         count = request.draws
-        with bar(f"{count} draws", count * flow.evaluations) as progress:
-            yield from map(whole, whole_slide.sample(*arguments, count, progress.update))
+        with bar(f"{count} draws", count * flow.evaluations) as drawing:
+            yield from map(whole, whole_slide.sample(*arguments, count, drawing.update))
 
     if flow.mean_is_closed:
         return Prediction(whole(whole_slide.posterior_mean(*arguments, 1)), draws())
-    with bar("mean", request.mean_draws) as progress:
-        mean = whole_slide.posterior_mean(*arguments, request.mean_draws, progress.update)
+    with bar("mean", request.mean_draws) as averaging:
+        mean = whole_slide.posterior_mean(*arguments, request.mean_draws, averaging.update)
     return Prediction(whole(mean), draws())
