@@ -84,6 +84,8 @@ class Model:
         sections: Sequence[str] = (),
         spacing_um: float | None = None,
         lattice: str = "hex",
+        tissue_threshold: float | None = None,
+        regions: str | os.PathLike | None = None,
     ) -> anndata.AnnData:
         """Predicts a slide, the sections of a stack that were not measured, or a finer resolution.
 
@@ -112,6 +114,8 @@ class Model:
           sections: of a stack, those to generate whatever counts they hold.
           spacing_um: of the spots laid over an image; None: as in training.
           lattice: of these, `hex` or `square`.
+          tissue_threshold: optical density above which an image is tissue; None: Otsu's.
+          regions: path of a GeoJSON as QuPath exports them; only spots in these are predicted.
 
         Returns:
           A new AnnData: the mean in `X`, `layers` over draws, places in `obsm`, provenance in
@@ -143,6 +147,8 @@ class Model:
                 "sections": tuple(sections),
                 "spacing_um": spacing_um,
                 "lattice": lattice,
+                "tissue_threshold": tissue_threshold,
+                "regions": _path_or_empty(regions),
                 "maps": False,
                 "html": False,
                 "report": False,

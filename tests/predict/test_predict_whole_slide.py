@@ -200,6 +200,9 @@ def test_regions_and_spots_as_geojson(trained, model, slide, tmp_path):
     np.testing.assert_allclose([first[g] for g in out.var_names], out.X[0], rtol=1e-3)
     table = (tmp_path / "out" / "out_regions.csv").read_text().splitlines()
     assert table[0].startswith("region,spots,") and table[1].startswith(f"Tumor,{out.n_obs},")
+    called = stfm.load(trained.workdir).predict(slide, draws=2, regions=regions)
+    assert list(called.obs_names) == list(out.obs_names)
+    np.testing.assert_allclose(called.X, out.X, atol=1e-5)
 
 
 def test_regions_of_a_slide_with_counts_are_scored(trained, model, tmp_path):
