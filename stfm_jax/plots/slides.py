@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -27,6 +28,8 @@ _GREY = "#666666"
 _PANEL_INCHES = 2.6  # longer side of one map
 _EXPRESSION_MAP = "viridis"
 _DISTANCES = 50_000  # spots of a map of distances
+MANY = 20_000  # spots of a map from which on they are averaged
+PER_SQUARE = 4  # of them
 
 
 def learning_curve(
@@ -233,8 +236,11 @@ def shared_limits(columns: Sequence[np.ndarray]) -> Normalize:
 
 def draw_spots(
     ax: Axes, coords_um: np.ndarray, values: np.ndarray, diameter_um: float, norm: Normalize
-) -> EllipseCollection:
+) -> ScalarMappable:
     """Draws spots as discs of a size given in micrometres; equal aspect, y downwards, no frame.
+
+    More than MANY are drawn as means over squares: discs would be smaller than what is printed, and
+    where only some of the spots are given there would be holes.
 
     Args:
       ax: axes to draw into.
@@ -244,24 +250,37 @@ def draw_spots(
       norm: colour limits.
 
     Returns:
-      The collection, for a colour bar.
+      What was drawn, for a colour bar.
     """
-    size = np.full(len(coords_um), diameter_um)
-    spots = EllipseCollection(
-        size,
-        size,
-        np.zeros(len(size)),
-        units="xy",
-        offsets=coords_um,
-        offset_transform=ax.transData,
-    )
-    spots.set(array=values, norm=norm, cmap=_EXPRESSION_MAP, linewidth=0, rasterized=True)
-    ax.add_collection(spots)
+    look = {"norm": norm, "cmap": _EXPRESSION_MAP, "rasterized": True}
+    if len(coords_um) > MANY:
+        drawn = ax.pcolormesh(*_squares(coords_um, values), **look)
+    else:
+        size = np.full(len(coords_um), diameter_um)
+        drawn = EllipseCollection(
+            size, size, np.zeros(len(size)), units="xy", offsets=coords_um,
+            offset_transform=ax.transData, linewidth=0, **look,
+        )  # fmt: skip
+        drawn.set_array(values)
+        ax.add_collection(drawn)
     low, high = coords_um.min(axis=0) - diameter_um, coords_um.max(axis=0) + diameter_um
     ax.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), xticks=[], yticks=[])
     ax.set_aspect("equal")
     ax.spines[:].set_visible(False)
-    return spots
+    return drawn
+
+
+def _squares(
+    coords_um: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ma.MaskedArray]:
+    """Edges along x and y of squares with some PER_SQUARE spots, and the means in them."""
+    low, high = coords_um.min(axis=0), coords_um.max(axis=0)
+    side = math.sqrt(PER_SQUARE * np.prod(np.maximum(high - low, 1e-6)) / len(coords_um))
+    x, y = (np.arange(a, b + 2 * side, side) for a, b in zip(low, high, strict=True))
+    bins = coords_um[:, 1], coords_um[:, 0]
+    sums, *_ = np.histogram2d(*bins, bins=(y, x), weights=values)
+    counts, *_ = np.histogram2d(*bins, bins=(y, x))
+    return x, y, np.ma.masked_invalid(sums / np.where(counts, counts, np.nan))
 
 
 def scale_bar(ax: Axes, coords_um: np.ndarray, spacing: float, right: bool = False) -> None:

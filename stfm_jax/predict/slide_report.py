@@ -75,7 +75,7 @@ def _summary(model: Model, about: dict[str, Any], spots: int, genes: int) -> str
     of = f" on {about['image']}" if "image" in about else ""
     return (
         f"Expression of {genes} genes at {spots:,} spots{of}, predicted from the H&E image "
-        f"by the method {model.method.name}. No expression was measured for it."
+        f"by the method {model.method.name}. These are predictions, not measurements."
     )
 
 
@@ -131,7 +131,8 @@ def _made(model: Model, about: dict[str, Any], normalization: str) -> dict[str, 
     made = {said: _short(about[name]) for name, said in known.items() if name in about}
     made["values"] = f"{about.get('X', 'prediction')}, {normalization}"
     made["method"] = f"{model.method.name}, {'; '.join(model.method.papers) or 'stfm_jax'}"
-    made["trained on"] = f"{len(model.slides)} slides of {len(patients)} patients"
+    counts = {"slide": len(model.slides), "patient": len(patients)}
+    made["trained on"] = " of ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items())
     for encoder in filter(None, model.encoders):
         made[f"encoder {encoder}"] = terms(encoder)
     return made | {"stfm_jax": about.get("version", "")}

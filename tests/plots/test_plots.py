@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from stfm_jax.errors import InputError
@@ -169,3 +170,18 @@ def test_no_pyplot_and_so_no_global_state():
     """In all that the command line imports."""
     code = "import sys, stfm_jax.cli; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_many_spots_are_means_over_squares_without_holes():
+    axis = np.arange(300.0)
+    coords = np.stack([a.ravel() for a in np.meshgrid(axis, axis)], axis=1)
+    values = coords[:, 0] / 299 + np.random.default_rng(0).normal(size=len(coords))
+    ax = Figure().subplots()
+    drawn = plots.draw_spots(ax, coords, values, 1.0, Normalize(0, 5))
+    means = drawn.get_array()
+    assert plots.MANY < len(coords) and means.size < len(coords) / 3
+    filled = means[:-1, :-1]
+    assert not np.ma.is_masked(filled)
+    assert filled[:, 0].mean() == pytest.approx(0.0, abs=0.2)
+    assert filled[:, -1].mean() == pytest.approx(1.0, abs=0.2)
+    assert filled.std() < 0.7  # of the spots 1.04

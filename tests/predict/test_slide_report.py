@@ -70,7 +70,7 @@ def test_it_says_what_there_is_to_know(trained, model, predicted, tmp_path):
     best = max(model.genes.scored, key=lambda gene: np.mean(scores[gene]))
     assert f"{best} {np.mean(scores[best]):.2f}" in said
     assert "the tissue is small" in said and "Not for clinical use" in said
-    assert f"encoder {tiny.ENCODER}" in said and "3 slides of 1 patients" in said
+    assert f"encoder {tiny.ENCODER}" in said and "3 slides of 1 patient" in said
     assert seen.tags.count("img") == 2
 
 
