@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import zarr
 
 from stfm_jax.data.images.image import Level, SlideImage
 
@@ -15,7 +16,7 @@ TILE = (64, 64)
 def halved(pixels: np.ndarray) -> np.ndarray:
     """[h // 2, w // 2, 3], means of 2 x 2 pixels."""
     h, w = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
-    blocks = pixels[:h, :w].reshape(h // 2, 2, w // 2, 2, 3).astype(np.float32)
+    blocks = pixels[:h, :w].reshape(h // 2, 2, w // 2, 2, -1).astype(np.float32)
     return np.round(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 
@@ -24,6 +25,29 @@ def pyramid(pixels: np.ndarray, levels: int = 3) -> list[np.ndarray]:
     for _ in range(levels - 1):
         out.append(halved(out[-1]))
     return out
+
+
+def write_zarr_image(path: Path, pixels: np.ndarray, steps=(), version=3, **scale) -> Path:
+    """A pyramid of OME-Zarr 0.4 (zarr 2) or 0.5 (zarr 3), whose axes are c, y, x.
+
+    Args:
+      steps: coordinateTransformations of the image, as SpatialData has them.
+      scale: `unit` of the axes y and x, and `um`, level 0's pixels in it.
+    """
+    group = zarr.open_group(path, mode="w", zarr_format=version)
+    space = {"type": "space"} | ({"unit": scale["unit"]} if scale else {})
+    axes = [{"name": "c", "type": "channel"}, {"name": "y", **space}, {"name": "x", **space}]
+    datasets = []
+    for i, level in enumerate(pyramid(pixels)):
+        channels = np.ascontiguousarray(level.transpose(2, 0, 1))
+        group.create_array(f"s{i}", data=channels, chunks=(len(channels), *TILE))
+        step = scale.get("um", 1.0) * 2**i
+        of_level = [{"type": "scale", "scale": [1.0, step, step]}]
+        datasets.append({"path": f"s{i}", "coordinateTransformations": of_level})
+    said = {"axes": axes, "datasets": datasets, "coordinateTransformations": list(steps)}
+    said = {"multiscales": [said], "omero": {"channels": [{"label": label} for label in "rgba"]}}
+    group.attrs.update(said if version == 2 else {"ome": {"version": "0.5", **said}})
+    return path
 
 
 def write_tiff(path: Path, pixels: np.ndarray, um_per_px: float = 0.5, levels=3, **options) -> Path:

@@ -28,6 +28,7 @@ from stfm_jax.data.readers import (
     her2st,
     hest,
     hest1k,
+    spatial_data,
     stimage,
     transcripts,
     zarr_store,
@@ -176,6 +177,10 @@ def _anndata(data) -> Dataset:
         )
         for path in paths
     }
+    for path in filter(zarr_store.is_store, paths):
+        name = zarr_store.name_of(path)
+        if slides[name].features is None:
+            slides[name] = spatial_data.with_image(slides[name], path)
     return Dataset(slides, (), None, "")
 
 

@@ -44,7 +44,7 @@ def with_image(slide: Slide, config: Any, model: Model) -> Slide:
     """
     there = _of_model(model, slide) if model.widths else {}
     encoders = encoders_for(config, model, there)
-    if slide.spatial_unit != "pixel":
+    if config.predict.image and slide.spatial_unit != "pixel":
         raise InputError(
             f"{slide.where}: coordinates must be pixels of the image to be embedded from it, found "
             "micrometres; store pixels in obsm['spatial'] and uns['um_per_px']."

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 from real_tissue import her2st_root, platforms_root
 from skimage.data import astronaut
-from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff
+from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff, write_zarr_image
 
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.images import openslide_image, scale, tiff_image
@@ -66,6 +66,26 @@ def test_every_kind_of_tiff_has_the_pixels_and_the_scale(tmp_path, pixels, kind)
         part = image.read(level, 13, 5, width - 20, 40)
         np.testing.assert_array_equal(part, array[5:45, 13 : width - 7])
     assert kind == "planar" or len(wanted) == 3
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_ome_zarr_has_the_pixels_and_the_scale(tmp_path, pixels, version):
+    path = write_zarr_image(tmp_path / "a.zarr", pixels, (), version, unit="micrometer", um=0.5)
+    assert is_image(path) and not is_image(tmp_path)
+    image = open_image(path)
+    assert image.um_per_px == 0.5
+    for level, array in enumerate(pyramid(pixels)):
+        height, width = array.shape[:2]
+        assert image.levels[level] == (width, height)
+        np.testing.assert_array_equal(image.read(level, 7, 5, 40, 30), array[5:35, 7:47])
+    clear = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    clear[:20, :20, 3] = 0
+    image = open_image(write_zarr_image(tmp_path / "b.zarr", clear, (), version))
+    assert image.um_per_px is None and (image.read(0, 0, 0, 20, 20) == 255).all()
+    np.testing.assert_array_equal(image.read(0, 20, 20, 9, 9), pixels[20:29, 20:29])
+    stains = write_zarr_image(tmp_path / "c.zarr", np.repeat(pixels, 2, axis=-1), (), version)
+    with pytest.raises(InputError, match="expected an H&E image of 3 channels, found 6"):
+        open_image(stains)
 
 
 def test_planes_of_samples_grey_and_transparency(tmp_path, pixels):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import platform_layouts as layouts
 import pytest
+import slide_files
 import zarr
 from ml_collections import ConfigDict
 
@@ -243,3 +244,76 @@ def test_bad_stores(tmp_path):
     with pytest.raises(InputError, match="expected the shapes 'other', found s"):
         h5ad.read(store(tmp_path / "d.zarr", {"t": (two, "other", "spot_id")}, shape))
     assert not spatial_data.is_tiles(tmp_path / "d.zarr")
+
+
+def _step(kind, values, system, axes):
+    side = {"axes": [{"name": axis} for axis in axes]}
+    return {"type": kind, kind: values, "input": side, "output": {**side, "name": system}}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_patches_are_of_the_finest_image_that_lies_in_a_system_of_the_shapes(
+    tmp_path, version, caplog
+):
+    slide = layouts.visium_slide()
+    path = _visium(tmp_path / "V1.zarr", slide, version)
+    root = zarr.open_group(path, mode="r+")
+    root.create_group("images")
+    circles = root[f"shapes/{slide.name}"]
+    circles.attrs["coordinateTransformations"] = [
+        _step("scale", [0.5, 0.5], "half", "xy"), _step("scale", [3.0, 3.0], "elsewhere", "xy")
+    ]  # fmt: skip
+    x, y = np.ceil(slide.coords_in.max(axis=0)).astype(int) + 20
+    picture = np.random.default_rng(0).integers(0, 255, (y, x, 3), dtype=np.uint8)
+    back = _step("translation", [0.0, -2.0, -3.0], "half", "cyx")
+    shrunk = _step("scale", [1.0, 0.5, 0.5], "", "cyx")
+    sequence = {"type": "sequence", "transformations": [shrunk, back], "output": {"name": "half"}}
+    write = slide_files.write_zarr_image
+    write(path / "images" / "full", picture, [sequence], version)
+    write(path / "images" / "hires", picture[::2, ::2], [_step("identity", None, "half", "cyx")],
+          version)  # fmt: skip
+    write(path / "images" / "finer", picture, [_step("scale", [1, 0.1, 0.1], "third", "cyx")],
+          version)  # fmt: skip
+    write(path / "images" / "stains", np.repeat(picture, 2, axis=-1)[..., :5], [shrunk], version)
+    caplog.set_level("INFO", "stfm_jax")
+    found = inputs.read_to_predict(path, inputs.Options(), look_for_image=True)
+    assert "the image full of its store is taken" in caplog.text
+    np.testing.assert_allclose(found.coords_in, slide.coords_in)
+    np.testing.assert_allclose(found.patches.coords_px, slide.coords_in + np.array([6.0, 4.0]))
+    assert found.patches.um_per_px == pytest.approx(layouts.UM_PER_PX, rel=1e-3)
+    side = round(20 / layouts.UM_PER_PX)
+    patch = found.patches.read(np.array([0]), side * found.patches.um_per_px)[0]
+    assert patch.shape == (side, side, 3)
+    corner = np.floor(slide.coords_in[0] + [6, 4] - side / 2 + 0.5).astype(int)
+    window = picture[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
+    np.testing.assert_array_equal(patch, window)
+    assert inputs.read_to_predict(path, inputs.Options()).patches is None
+
+
+def test_a_store_is_trained_on_by_its_image(tmp_path):
+    slide = layouts.visium_slide()
+    x, y = np.ceil(slide.coords_in.max(axis=0)).astype(int) + 20
+    for name in ("V1", "V2"):
+        path = _visium(tmp_path / f"{name}.zarr", slide)
+        root = zarr.open_group(path, mode="r+")
+        root.create_group("images")
+        circles = root[f"shapes/{slide.name}"]
+        circles.attrs["coordinateTransformations"] = [_step("identity", None, "V", "xy")]
+        picture = np.zeros((y, x, 3), np.uint8)
+        steps = [_step("identity", None, "V", "cyx")]
+        slide_files.write_zarr_image(path / "images" / "he", picture, steps)
+    data = base.get_config().data
+    data.update({"reader": "anndata", "dir": str(tmp_path)})
+    found = datasets.load(data)
+    assert all(slide.patches.path.name == "he" for slide in found.slides.values())
+
+
+def test_a_transformation_of_another_kind_is_named(tmp_path):
+    path = _visium(tmp_path / "V1.zarr", layouts.visium_slide())
+    group = zarr.open_group(path, mode="r+")
+    group[f"shapes/{layouts.visium_slide().name}"].attrs["coordinateTransformations"] = [
+        {"type": "bijection", "output": {"name": "global"}}
+    ]
+    group.create_group("images")
+    with pytest.raises(InputError, match=r"V1\.zarr.*scale, translation.*found 'bijection'"):
+        inputs.read_to_predict(path, inputs.Options(), look_for_image=True)

@@ -19,6 +19,7 @@ import numpy as np
 from stfm_jax.errors import InputError
 
 WHITE = (255, 255, 255)
+DEEP = np.dtype(np.uint16)
 
 
 class Unreadable(Exception):
@@ -121,3 +122,10 @@ def on_background(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndar
     share = alpha.astype(np.float32) / 255
     mixed = rgba[..., :3] * share + np.asarray(background, np.float32) * (1 - share)
     return np.round(mixed).astype(np.uint8)
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Pixels uint8 of such or of DEEP ones."""
+    if values.dtype == DEEP:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return values

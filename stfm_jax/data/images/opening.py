@@ -1,8 +1,9 @@
 """Which library opens an image file, and what to say where none does.
 
-PNG and JPEG: Pillow. Slides of scanners' makers: OpenSlide. OME and all other TIFFs: tifffile,
-since OpenSlide sees one level of an OME pyramid, one of three grey pages, and no strips; and Pillow
-where tifffile as it is installed cannot decode one, or for colours that it alone converts.
+PNG and JPEG: Pillow. OME-Zarr: zarr. Slides of scanners' makers: OpenSlide. OME and all other
+TIFFs: tifffile, since OpenSlide sees one level of an OME pyramid, one of three grey pages, and no
+strips; and Pillow where tifffile as it is installed cannot decode one, or for colours that it alone
+converts.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stfm_jax.data.images import openslide_image
+from stfm_jax.data.images import openslide_image, zarr_image
 from stfm_jax.data.images.image import SlideImage, Unreadable
 from stfm_jax.data.images.openslide_image import GENERIC, OpenSlideImage
 from stfm_jax.data.images.pillow_image import PillowImage
 from stfm_jax.data.images.tiff_image import TiffImage
+from stfm_jax.data.images.zarr_image import ZarrImage
 from stfm_jax.errors import InputError
 
 EXTRA = "pip install 'stfm_jax[slides]'"
@@ -31,8 +33,8 @@ _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether a name is that of an image, by its suffix; not whether it can be opened."""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Whether a path names an image, by its suffix or as OME-Zarr; not whether it can be opened."""
+    return Path(path).suffix.lower() in SUFFIXES or zarr_image.is_one(Path(path))
 
 
 def open_image(path: str | os.PathLike) -> SlideImage:
@@ -42,6 +44,8 @@ def open_image(path: str | os.PathLike) -> SlideImage:
       InputError: there is none, nobody opens it, or it is damaged; says what to do.
     """
     path = Path(path)
+    if zarr_image.is_one(path):
+        return ZarrImage(path)
     if path.is_dir():
         raise InputError(
             f"{path}: expected an image, found a folder; of a slide of several files name one of "

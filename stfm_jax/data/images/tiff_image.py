@@ -17,7 +17,15 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from stfm_jax.data.images.image import Level, SlideImage, Unreadable, on_background, reading
+from stfm_jax.data.images.image import (
+    DEEP,
+    Level,
+    SlideImage,
+    Unreadable,
+    eight_bits,
+    on_background,
+    reading,
+)
 from stfm_jax.data.images.scale import of_both
 from stfm_jax.errors import InputError
 
@@ -25,7 +33,6 @@ CACHE_BYTES = 1 << 28  # of decoded tiles
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM |= {"μm": 1.0, "in": 25_400.0, "inch": 25_400.0}  # the Greek letter beside the micro sign
 _RESOLUTION_UNITS = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
-_DEEP = np.uint16
 _ASSOCIATED = ("label", "macro", "thumbnail", "overview")  # never read: they may name the patient
 _PHOTOMETRIC = ("RGB", "MINISBLACK", "YCBCR")
 _PROPORTION = 0.02  # by which width and height of a level may differ in their ratio to level 0
@@ -126,18 +133,12 @@ class _Pages:
             samples = 1 if page.planarconfig == 2 else page.samplesperpixel
             tile = np.full((*shape[1:3], samples), 255, np.uint8)
         else:
-            tile = _eight_bits(tile[0])
+            tile = eight_bits(tile[0])
         self._tiles[key] = tile
         self._bytes += tile.nbytes
         while self._bytes > CACHE_BYTES and len(self._tiles) > 1:
             self._bytes -= self._tiles.popitem(last=False)[1].nbytes
         return tile
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    if values.dtype == _DEEP:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return values
 
 
 def _levels(tiff: tifffile.TiffFile, path: Path) -> list[list[tifffile.TiffPage]]:
@@ -192,7 +193,7 @@ def _channels(level: Any, path: Path) -> list[tifffile.TiffPage]:
 def _check_decodable(page: tifffile.TiffPage) -> None:
     """Raises Unreadable where tifffile as it is installed cannot decode a page."""
     name = page.photometric.name if page.photometric is not None else "none"
-    if name not in _PHOTOMETRIC or page.dtype not in (np.uint8, _DEEP):
+    if name not in _PHOTOMETRIC or page.dtype not in (np.uint8, DEEP):
         raise Unreadable(f"{page.dtype} pixels of kind {name}")
     if page.planarconfig == 1 and page.samplesperpixel in (3, 4) and name == "MINISBLACK":
         raise Unreadable(f"{page.samplesperpixel} samples of kind {name}")

@@ -40,7 +40,7 @@ def read_to_predict(path: str | Path, options: Options, look_for_image: bool = F
     Args:
       path: file or folder.
       options: how it is read.
-      look_for_image: whether a folder's image is looked for, to be embedded.
+      look_for_image: whether an image is looked for in a folder or store, to be embedded.
 
     Raises:
       FileNotFoundError, InputError: there is nothing, or nothing that is known; or as its reader.
@@ -49,12 +49,14 @@ def read_to_predict(path: str | Path, options: Options, look_for_image: bool = F
         return embeddings.at_patches(open_embeddings(path, options.patch_px), options.um_per_px)
     path, platform = _platform(path)
     if platform is None:
-        return h5ad.read_to_predict(
+        slide = h5ad.read_to_predict(
             path,
             features_key=options.features_key,
             spatial_unit=options.spatial_unit,
             um_per_px=options.um_per_px,
         )
+        wanted = look_for_image and slide.features is None and zarr_store.is_store(path)
+        return spatial_data.with_image(slide, path) if wanted else slide
     slide = _read(path, platform, options, counts=False)
     image = platform.image(path) if look_for_image else None
     return slide if image is None else folders.with_image(slide, image)

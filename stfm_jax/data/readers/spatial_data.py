@@ -3,23 +3,34 @@
     X.zarr/tables/<table>/...      AnnData; uns['spatialdata_attrs']: region, instance_key
     X.zarr/shapes/<region>/...     where its rows lie
 
-Named is the store, where it has one table, or a table in it, `X.zarr/tables/<table>`. Images in a
-store are not read. The tables of LazySlide hold features of tiles, which are embeddings.
+    X.zarr/images/<image>/...      the H&E image, of which patches are made
+
+Named is the store, where it has one table, or a table in it, `X.zarr/tables/<table>`. Of the images
+that lie in a system of the shapes the finest of three channels is taken. The tables of LazySlide
+hold features of tiles, which are embeddings.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
 from pathlib import Path
 
 import anndata
 import numpy as np
 import zarr
+from anndata.io import read_elem
 
 from stfm_jax.data.embeddings import Embeddings
-from stfm_jax.data.readers import pitch, shapes, visium, zarr_store
+from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.images import zarr_image
+from stfm_jax.data.images.opening import open_image
+from stfm_jax.data.readers import ngff, pitch, shapes, visium, zarr_store
+from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
+_LOG = logging.getLogger("stfm_jax")
 _MARK, _TILES = "spatialdata_attrs", "tile_spec"  # attributes of a store; of LazySlide's
 _TABLES = ("tables", "table")  # the second of early versions
 _BINS = re.compile(r".*square_(\d+)um")
@@ -58,6 +69,58 @@ def _placed(root: Path, group: zarr.Group, name: str | None) -> anndata.AnnData:
     adata.obsm["spatial"] = placed[["x", "y"]].to_numpy()
     _say_scale(adata, group, region)
     return adata
+
+
+def with_image(slide: Slide, path: str | Path) -> Slide:
+    """The slide of a store with patches of the image that lies there; as it is where none does.
+
+    Raises:
+      InputError: the store is damaged, or spots lie outside the image.
+    """
+    with zarr_store.reading(path):
+        root, group, name = _opened(path)
+        found = None if group is None else _finest(root, group, name)
+    if found is None:
+        return slide
+    image, matrix = found
+    _LOG.info("%s: the image %s of its store is taken", slide.where, image.name)
+    pixels = slide.coords_in @ matrix[:2, :2].T + matrix[:2, 2]
+    step_um = slide.um_per_px if slide.spatial_unit == "pixel" else 1.0
+    patches = ImagePatches(image, pixels, step_um / _enlarged(matrix))
+    return dataclasses.replace(slide, patches=patches)
+
+
+def _finest(root: Path, group: zarr.Group, name: str | None) -> tuple[Path, np.ndarray] | None:
+    """Where the image of most pixels lies, and what takes places of the shapes to its pixels."""
+    table = _one_table(root, group, name, lambda _: True)
+    said = f"{table}/uns/{_MARK}"
+    region = read_elem(group[said]).get("region") if said in group else None
+    if region is None or "images" not in group:
+        return None
+    shape = group[f"shapes/{np.atleast_1d(region)[0]}"]
+    steps = shape.attrs.get("coordinateTransformations", [])
+    places = ngff.systems(steps, ("x", "y"), str(root / shape.path))
+    found = []
+    for image, element in group["images"].groups():
+        steps = (zarr_image.multiscale(element) or {}).get("coordinateTransformations", [])
+        lies = ngff.systems(steps, ("c", "y", "x"), str(root / element.path))
+        shared = [system for system in places if system in lies]
+        if shared and _is_coloured(root / "images" / image):
+            matrix = np.linalg.solve(lies[shared[0]], places[shared[0]])
+            found.append((root / "images" / image, matrix))
+    return max(found, key=lambda each: _enlarged(each[1]), default=None)
+
+
+def _is_coloured(image: Path) -> bool:
+    try:
+        return bool(open_image(image).levels)
+    except InputError:  # of stains, or of one channel
+        return False
+
+
+def _enlarged(matrix: np.ndarray) -> float:
+    """Pixels on a step."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
 def is_tiles(path: str | Path) -> bool:
