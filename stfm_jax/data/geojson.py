@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from skimage.measure import points_in_poly
 
+from stfm_jax.data import foreign
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
 
@@ -43,16 +44,11 @@ def read_regions(path: str | Path) -> list[Region]:
       InputError: there is no such file, it is no GeoJSON, or it has no area.
     """
     path = Path(path)
-    try:
+    if not path.is_file():
+        raise InputError(f"{path}: expected regions as GeoJSON, found no such file; {_DRAW}.")
+    with foreign.reading(path, "regions as GeoJSON with polygons", f"{_DRAW}."):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected regions as GeoJSON ({error}); {_DRAW}.") from error
-    try:
         shapes = [(_name(feature), tuple(_rings(feature))) for feature in _features(content)]
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected GeoJSON with polygons, found something else ({error!r}); {_DRAW}."
-        ) from error
     shapes = [(name, rings) for name, rings in shapes if rings]
     if not shapes:
         raise InputError(f"{path}: expected at least one polygon, found none; {_DRAW}.")

@@ -12,7 +12,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from stfm_jax.data import foreign
 from stfm_jax.errors import InputError
+
+with contextlib.suppress(ImportError):
+    import hdf5plugin  # noqa: F401  the filters of HDF5 that others compress with, where installed
 
 
 def require_file(path: str | Path, how_to_get: str) -> Path:
@@ -23,8 +27,11 @@ def require_file(path: str | Path, how_to_get: str) -> Path:
 
     Raises:
       FileNotFoundError: there is no such file.
+      InputError: it is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file, found a folder. {how_to_get}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. {how_to_get}")
     return path
@@ -47,23 +54,14 @@ def open_hdf5(
         `with` block raises it, too.
     """
     path = require_file(path, how_to_get)
-    try:
-        with h5py.File(path, "r") as file:
-            absent = [name for name in datasets if name not in file]
-            if absent:
-                raise InputError(
-                    f"{path}: expected the datasets {', '.join(datasets)}, but it holds "
-                    f"{', '.join(sorted(file)) or 'nothing'}; {how_to_mend}"
-                )
-            yield file
-    except InputError:
-        raise
-    except (MemoryError, Exception) as error:  # h5py's, and of whatever damaged data give
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: expected a readable HDF5 file, found {path.stat().st_size} bytes that "
-            f"cannot be read ({reason}); {how_to_mend}"
-        ) from error
+    with foreign.reading(path, "a readable HDF5 file", how_to_mend), h5py.File(path, "r") as file:
+        absent = [name for name in datasets if name not in file]
+        if absent:
+            raise InputError(
+                f"{path}: expected the datasets {', '.join(datasets)}, but it holds "
+                f"{', '.join(sorted(file)) or 'nothing'}; {how_to_mend}"
+            )
+        yield file
 
 
 def decode_strings(values: np.ndarray) -> np.ndarray:

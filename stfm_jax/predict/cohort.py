@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import h5py
 import jax
-import pandas as pd
 
+from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.images.opening import SUFFIXES, is_image
+from stfm_jax.data.readers import plain
 from stfm_jax.errors import InputError
 from stfm_jax.runtime import distributed, locks
 from stfm_jax.runtime.files import atomic_path, write_csv, write_json
@@ -133,10 +134,8 @@ def _in_folder(folder: Path) -> list[Entry]:
 
 
 def _in_table(path: Path) -> list[Entry]:
-    try:
-        table = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a table of slides ({error}).") from error
+    require_file(path, "Give a folder of slides, or a table that lists them.")
+    table = plain.read_table(path, "\t" if path.suffix.lower() == ".tsv" else ",", header=0)
     column = next((name for name in _SLIDE if name in table), None)
     if column is None or table.empty:
         raise InputError(
@@ -147,11 +146,16 @@ def _in_table(path: Path) -> list[Entry]:
     entries = []
     for row in table.to_dict("records"):
         slide = path.parent / str(row[column])
-        um_per_px = row[scale] if scale and pd.notna(row[scale]) else None
-        named = row.get("name")
-        name = str(named) if pd.notna(named) else slide.stem
-        entries.append(Entry(slide, name, None if um_per_px is None else float(um_per_px)))
+        um_per_px = _number(row[scale], path) if scale and row[scale] else None
+        entries.append(Entry(slide, row.get("name") or slide.stem, um_per_px))
     return entries
+
+
+def _number(text: str, path: Path) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"{path}: expected micrometres per pixel, found {text!r}.") from error
 
 
 def _predict(entry: Entry, config, source: Source, output: Path, predict_one) -> None:

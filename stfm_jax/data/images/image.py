@@ -10,13 +10,12 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stfm_jax.errors import InputError
+from stfm_jax.data import foreign
 
 WHITE = (255, 255, 255)
 DEEP = np.dtype(np.uint16)
@@ -99,19 +98,10 @@ class SlideImage(abc.ABC):
         return {**self.__dict__, "_open": None}
 
 
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever a library raises on a file becomes an InputError that names it."""
-    try:
-        yield
-    except (InputError, Unreadable, MemoryError):
-        raise
-    except Exception as error:  # libraries raise whatever they meet in a damaged file
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
-            f"{path}: expected a readable image, but it is empty or damaged ({said}); get the file "
-            "again, or convert it to a pyramidal TIFF."
-        ) from error
+def reading(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Whatever a library raises on an image becomes an InputError that names it."""
+    advice = "get the file again, or convert it to a pyramidal TIFF."
+    return foreign.reading(path, "a readable image", advice, (Unreadable,))
 
 
 def on_background(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:

@@ -27,6 +27,7 @@ from stfm_jax.errors import InputError
 PITCH_UM = 200.0  # [paper] centre to centre of neighbouring spots
 _LOG = logging.getLogger("stfm_jax")
 _GET = "Get the data from github.com/almaan/her2st (or Zenodo 4751624) and unpack it there."
+_TABLE = "a tab-separated table with a header"
 _COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y")
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -124,10 +125,7 @@ def _table(base: Path, folder: str, stem: str) -> Path:
 
 
 def _read_selection(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, sep="\t")
-    except plain.DAMAGED as error:
-        raise _damaged(path, error) from error
+    table = plain.read_table(path, "\t", header=0, expected=_TABLE, advice=_GET)
     absent = [column for column in _COLUMNS if column not in table]
     if absent:
         raise InputError(
@@ -154,17 +152,8 @@ def _spots(path: Path) -> pd.DataFrame:
 
 def _counts(path: Path) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
     """Barcodes [n], genes [G] and counts [n, G] of a table."""
-    try:
+    with plain.reading(path, _TABLE, _GET):
         return dense_table.read(path, "\t")
-    except plain.DAMAGED as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, reason: object) -> InputError:
-    return InputError(
-        f"{path}: expected a tab-separated table with a header, but it is empty or damaged "
-        f"({reason}). {_GET}"
-    )
 
 
 def _image(base: Path, section: str) -> Path | None:

@@ -28,7 +28,7 @@ from scipy.spatial import cKDTree
 from stfm_jax.data import embeddings as embedding_files
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_file
 from stfm_jax.data.image import H5Patches
-from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers import h5ad, plain
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -193,14 +193,9 @@ def _fold_numbers(folder: Path) -> list[int]:
 
 def _split_table(path: Path, task: str) -> pd.DataFrame:
     require_file(path, how_to_get(task))
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:  # ValueError: pandas's parser and unicode errors
-        raise InputError(
-            f"{path}: expected a table with the column sample_id, but it is empty or damaged "
-            f"({error}). {how_to_get(task)}"
-        ) from error
-    if "sample_id" not in table or table.empty or table["sample_id"].isna().any():
+    expected = "a table with the column sample_id"
+    table = plain.read_table(path, ",", header=0, expected=expected, advice=how_to_get(task))
+    if "sample_id" not in table or table.empty or (table["sample_id"] == "").any():
         raise InputError(
             f"{path}: expected a sample_id in each of one or more rows, found {len(table)} rows "
             f"with the columns {', '.join(table.columns)}. {how_to_get(task)}"

@@ -1,22 +1,39 @@
-"""Files of instruments: tables of text, gzipped or not, JSON, parquet."""
+"""Files of instruments: tables of text, gzipped or not, JSON, parquet.
+
+Tables are taken as the common tools write them, R's among these: quoted, with a header that is one
+short (of row names), a separator at the end of every line, or `;` between cells and commas in
+numbers.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
+import io
 import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pandas as pd
 import pyarrow.parquet
 
-from stfm_jax.errors import InputError
+from stfm_jax.data import foreign
 
-DAMAGED = (OSError, EOFError, zlib.error, ValueError, OverflowError)  # what reading one may raise
+_AGAIN = "get the file again."
 _GZIP = b"\x1f\x8b"
+_LOOKED_AT = 20  # lines by which the form of a table is told
+_WITH_COMMAS = r"[+-]?\d+(?:,\d+)?(?:[eE][+-]?\d+)?"
+
+
+class Form(NamedTuple):
+    """How a table of text is written."""
+
+    sep: str
+    header: list[str]  # cells of the first line, one for each column of the others
+    commas: bool  # in numbers, in place of points
+    trailing: bool  # lines end with a separator
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -26,18 +43,70 @@ def open_bytes(path: Path) -> BinaryIO:
     return gzip.open(path) if packed else open(path, "rb")
 
 
-def read_table(path: Path, sep: str, **options: Any) -> pd.DataFrame:
-    """A table of text, without a header unless the options of pandas say so.
+def reading(
+    path: Path, expected: str, advice: str = _AGAIN
+) -> contextlib.AbstractContextManager[None]:
+    """Whatever reading a file may raise becomes an InputError; see `foreign.reading`."""
+    return foreign.reading(path, expected, advice)
+
+
+def form_of(lines: Sequence[str], sep: str) -> Form:
+    """How a table is written, by its first lines; without a header the first is like the others.
+
+    Args:
+      lines: some, the first with names where there is a header.
+      sep: expected between cells; `;` or a tab is taken where the first line has none of it.
+    """
+    first = lines[0]
+    found = next((s for s in (sep, ";", "\t", ",") if s in first), sep)
+    rows = list(csv.reader(lines, delimiter=found))
+    header, body = [cell.strip() for cell in rows[0]], rows[1:]
+    trailing = bool(body) and all(len(row) > 1 and not row[-1].strip() for row in body)
+    trailing &= len({len(row) for row in body}) == 1
+    wide = (len(body[0]) - trailing) if body else len(header)
+    if len(header) == wide + 1 and not header[-1]:
+        header = header[:-1]
+    elif len(header) == wide - 1:  # row names have none
+        header = ["", *header]
+    return Form(found, header, found == ";", trailing and len(header) == wide)
+
+
+def read_table(
+    path: Path, sep: str, *, expected: str = "a table", advice: str = _AGAIN, **options: Any
+) -> pd.DataFrame:
+    """A table of text as strings, without a header unless the options of pandas say so.
+
+    Args:
+      path: of the table, gzipped or not.
+      sep: expected between cells.
+      expected, advice: for the message, as of `foreign.reading`.
+      options: of `pandas.read_csv`.
 
     Raises:
       InputError: it is empty or damaged.
     """
-    options = {"header": None, "dtype": str, "keep_default_na": False, **options}
-    try:
+    with reading(path, expected, advice):
         with open_bytes(path) as file:
-            return pd.read_csv(file, sep=sep, **options)
-    except DAMAGED as error:
-        raise damaged(path, "a table", error) from error
+            text = file.read().decode(options.pop("encoding", "utf-8-sig"))
+        lines = [line for line in text.splitlines() if line.strip()][:_LOOKED_AT]
+        if not lines:
+            raise ValueError("no lines")
+        form = form_of(lines, sep)
+        options = {"header": None, "dtype": str, "keep_default_na": False, **options}
+        if options["header"] == 0:
+            columns = [name or f"Unnamed: {i}" for i, name in enumerate(form.header)]
+            options |= {"names": [*columns, *([None] if form.trailing else [])], "skiprows": 0}
+            options |= {"header": 0, "index_col": options.get("index_col", False)}
+        table = pd.read_csv(io.StringIO(text), sep=form.sep, **options)
+        if form.trailing:
+            table = table.iloc[:, :-1]
+        return table.apply(_with_points) if form.commas else table
+
+
+def _with_points(column: pd.Series) -> pd.Series:
+    """Numbers with points for commas; other columns as they are."""
+    there = column[column != ""]
+    return column.str.replace(",", ".") if there.str.fullmatch(_WITH_COMMAS).all() else column
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,14 +115,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       InputError: it is empty or damaged, or holds something else.
     """
-    try:
+    with reading(path, "a JSON object"):
         with open_bytes(path) as file:
             found = json.load(file)
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
         return found
-    except DAMAGED as error:
-        raise damaged(path, "a JSON object", error) from error
 
 
 @contextlib.contextmanager
@@ -63,17 +130,5 @@ def opened_parquet(path: Path, expected: str) -> Iterator[pyarrow.parquet.Parque
     Raises:
       InputError: it is damaged.
     """
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield file
-    except InputError:
-        raise
-    except Exception as error:  # arrow's, and pandas' about the metadata that it finds
-        raise damaged(path, expected, error) from error
-
-
-def damaged(path: Path, expected: str, error: Exception) -> InputError:
-    """The error about a file that could not be read."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"{path}: expected {expected}, but it is empty or damaged ({reason}); get "
-                      "the file again.")  # fmt: skip
+    with reading(path, expected), pyarrow.parquet.ParquetFile(path) as file:
+        yield file

@@ -87,10 +87,8 @@ def read(root: Path, name: str, technology: str, study: str) -> Slide:
     path = _counts(root, name, technology)
     if path is None:
         raise FileNotFoundError(f"{root}: has no counts of the slide {name!r}. {HOW_TO_GET}")
-    try:
+    with plain.reading(path, "spots x genes with commas between"):
         barcodes, genes, counts = dense_table.read(path, ",")
-    except plain.DAMAGED as error:
-        raise plain.damaged(path, "spots x genes with commas between", error) from error
     coords_path = root / technology / "coord" / f"{name}_coord.csv"
     coords = _coords(coords_path).reindex(barcodes)
     kept = coords.notna().all(axis=1).to_numpy()

@@ -218,7 +218,7 @@ def _table(path: Path, prefix: str, names: Sequence[str]) -> pd.DataFrame:
 def _read_mtx(path: Path) -> sp.coo_matrix:
     """By pandas: scipy's own reader ends the process at some damaged files."""
     require_file(path, _GET)
-    try:
+    with plain.reading(path, "a matrix in the format of Matrix Market"):
         with plain.open_bytes(path) as file:
             if not file.readline().lower().startswith(b"%%matrixmarket matrix coordinate"):
                 raise ValueError("no %%MatrixMarket matrix coordinate in its first line")
@@ -232,8 +232,6 @@ def _read_mtx(path: Path) -> sp.coo_matrix:
         if len(table) != values:
             raise ValueError(f"{len(table)} values, not {values}")
         return sp.coo_matrix((table["value"].to_numpy(), (row, column)), shape=(rows, columns))
-    except plain.DAMAGED as error:
-        raise plain.damaged(path, "a matrix in the format of Matrix Market", error) from error
 
 
 def _mismatch(path: Path, shape: tuple, expected: tuple) -> InputError:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets
 
+from stfm_jax.data import foreign
 from stfm_jax.data import tfds_layout as layout
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
-from stfm_jax.runtime.interrupt import Interrupted
 
 _READ = ("slides", "folds", "genes", "folds_from")  # of the metadata
 HOW_TO_GET = "write one by --mode=export, which says where it is"
@@ -32,20 +32,13 @@ def read(folder: Path) -> tuple[dict[str, Slide], dict[str, Any]]:
             f"{folder}: expected a data set of tensorflow-datasets there (dataset_info.json, "
             f"...), found none; {HOW_TO_GET}."
         )
-    try:
+    advice = "copy it again, or export it again."
+    with foreign.reading(folder, "a whole data set", advice):
         builder = tensorflow_datasets.builder_from_directory(folder)
         _check_kind(builder.info, folder)
         about = {key: builder.info.metadata[key] for key in _READ}
         spots = about["slides"].items()
         return {name: _slide(builder, name, number, folder) for name, number in spots}, about
-    except (InputError, MemoryError, Interrupted):
-        raise
-    except Exception as error:  # tfds, protocol buffers, JSON and array_record each have their own
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(
-            f"{folder}: expected a whole data set, found one that cannot be read ({reason}); copy "
-            "it again, or export it again."
-        ) from error
 
 
 def _check_kind(info: tensorflow_datasets.core.DatasetInfo, folder: Path) -> None:

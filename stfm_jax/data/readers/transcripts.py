@@ -20,6 +20,7 @@ import pyarrow.parquet
 import scipy.sparse as sp
 from scipy.ndimage import binary_closing
 
+from stfm_jax.data.readers import plain
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -107,7 +108,7 @@ def read(path: str | Path, name: str, bin_um: float) -> Slide:
 
 def _batches(path: Path) -> Iterator[pd.DataFrame]:
     """Columns gene, x, y and, where there is one, qv."""
-    try:
+    with plain.reading(path, "a table of molecules"):
         if path.suffix == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
                 columns = _columns(file.schema_arrow.names, path)
@@ -124,12 +125,6 @@ def _batches(path: Path) -> Iterator[pd.DataFrame]:
             with pyarrow.csv.open_csv(path, convert_options=options) as file:
                 for batch in file:
                     yield batch.to_pandas().rename(columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: expected a table of molecules, but it is empty or damaged ({reason}); get "
-            "the file again."
-        ) from error
 
 
 def _columns(found: list[str], path: Path) -> dict[str, str]:

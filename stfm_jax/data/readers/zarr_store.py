@@ -13,6 +13,7 @@ from pathlib import Path
 import anndata
 import zarr
 
+from stfm_jax.data import foreign
 from stfm_jax.errors import InputError
 
 SUFFIXES = (".zarr", ".zarr.zip")
@@ -59,21 +60,11 @@ def open_group(path: str | Path) -> zarr.Group:
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
     """What reading a store may raise, as an error that names it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")
-            warnings.filterwarnings("ignore", message=".*not recognized as a component")
-            yield
-    except InputError:
-        raise
-    except Exception as error:  # zarr's own classes, which no other name covers, and the codecs'
-        if isinstance(error, FileNotFoundError) and not Path(path).exists():
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: expected a zarr store with an AnnData, found one that cannot be read "
-            f"({reason}); get it again, or write it with anndata."
-        ) from error
+    advice = "get it again, or write it with anndata."
+    with foreign.reading(path, "a zarr store with an AnnData", advice), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*names are not unique")
+        warnings.filterwarnings("ignore", message=".*not recognized as a component")
+        yield
 
 
 def load(path: str | Path) -> anndata.AnnData:
