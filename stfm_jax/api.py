@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import pandas as pd
 from ml_collections import ConfigDict
 
 from stfm_jax import builtin, experiment, layout, seeds, store
 from stfm_jax import workdir as workdirs
 from stfm_jax.data import feature_blocks
+from stfm_jax.data.panel import GENE_COLUMNS
+from stfm_jax.data.readers import h5ad_group
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import EXPRESSION, STACK
 from stfm_jax.predict.file import predict_file
@@ -36,13 +39,6 @@ from stfm_jax.report.card import card
 from stfm_jax.runtime.files import atomic_folder, read_json
 
 Data = anndata.AnnData | str | os.PathLike
-
-_OBS = (  # what readers look at
-    *("in_tissue", "patient", "section", "parent", "measured", "z_um"),
-    *("array_row", "array_col"),
-)
-_UNS = ("spatial_unit", "um_per_px", "encoder", "encoders", "z_um")
-_PLACES = ("spatial", "spatial3d")
 
 
 class Model:
@@ -337,30 +333,26 @@ def _folder_of(adatas: Any, workdir: Path, features_key: str) -> Path:
 def _relevant(adata: anndata.AnnData, features_key: str, counted: bool) -> anndata.AnnData:
     """A new AnnData of what is looked at; the others' oddities are not ours to write."""
     kept = {
-        "obs": adata.obs[[name for name in _OBS if name in adata.obs]].copy(),
+        "obs": adata.obs[[name for name in adata.obs if h5ad_group.is_wanted(name)]].copy(),
         "obsm": {
-            k: adata.obsm[k] for k in adata.obsm if k in _PLACES or _is_features(k, features_key)
+            k: adata.obsm[k]
+            for k in adata.obsm
+            if k in h5ad_group.PLACES or _is_features(k, features_key)
         },
-        "uns": {name: adata.uns[name] for name in _UNS if name in adata.uns},
+        "uns": {name: adata.uns[name] for name in h5ad_group.UNS if name in adata.uns},
     }
-    if (libraries := _scalefactors(adata.uns.get("spatial"))) is not None:
+    if (libraries := h5ad_group.scalefactors(adata.uns.get("spatial"))) is not None:
         kept["uns"]["spatial"] = libraries
     if not counted:
         return anndata.AnnData(**kept)
     layers = {"counts": adata.layers["counts"]} if "counts" in adata.layers else {}
-    return anndata.AnnData(X=adata.X, var=adata.var[[]].copy(), layers=layers, **kept)
+    raw = None if adata.raw is None else {"X": adata.raw.X, "var": _names(adata.raw.var)}
+    return anndata.AnnData(adata.X, var=_names(adata.var), layers=layers, raw=raw, **kept)
 
 
-def _scalefactors(spatial: Any) -> dict[str, Any] | None:
-    """What scanpy keeps of a slide's libraries, without their pictures."""
-    if not isinstance(spatial, Mapping):
-        return None
-    libraries = {name: about for name, about in spatial.items() if isinstance(about, Mapping)}
-    return {
-        name: {"scalefactors": about["scalefactors"]}
-        for name, about in libraries.items()
-        if "scalefactors" in about
-    }
+def _names(var: pd.DataFrame) -> pd.DataFrame:
+    """A table of genes with what says their names."""
+    return var[[name for name in GENE_COLUMNS if name in var]].copy()
 
 
 def _is_features(key: str, features_key: str) -> bool:

@@ -20,7 +20,7 @@ from stfm_jax.errors import InputError
 _LOG = logging.getLogger("stfm_jax")
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
 # Columns of `var` in which the common tools keep gene symbols.
-_SYMBOL_COLUMNS = (
+GENE_COLUMNS = (
     "gene_symbols",
     "gene_symbol",
     "gene_name",
@@ -82,7 +82,7 @@ def gene_names(var: pd.DataFrame, where: str) -> np.ndarray:
     names = var.index.astype(str).to_numpy(dtype=object)
     is_ensembl = np.array([_ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
     names[is_ensembl] = [name.split(".")[0] for name in names[is_ensembl]]
-    column = next((c for c in _SYMBOL_COLUMNS if c in var.columns), None)
+    column = next((c for c in GENE_COLUMNS if c in var.columns), None)
     if is_ensembl.any() and column is not None:
         symbols = var[column].astype(object).where(var[column].notna(), "").astype(str).to_numpy()
         use = is_ensembl & (symbols != "")

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from stfm_jax.data import feature_store
+from stfm_jax.data.counts import is_count
 from stfm_jax.data.patches import PatchSource, WholeImage, at_scale, whole_image
 from stfm_jax.errors import InputError
 
@@ -206,11 +207,6 @@ def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, wh
     wrong = counts.data[~is_count(counts.data)]
     if len(wrong):
         raise InputError(
-            f"{where}: counts must be non-negative integers (raw UMI counts), found {wrong[0]:g}; "
-            "if X is normalised, put the raw counts into layers['counts']."
+            f"{where}: counts must be non-negative integers (raw UMI counts), found "
+            f"{wrong[0]:.9g}; if X is normalised, put the raw counts into layers['counts']."
         )
-
-
-def is_count(values: np.ndarray) -> np.ndarray:
-    """Which values are non-negative integers."""
-    return np.isfinite(values) & (values >= 0) & (values == np.round(values))

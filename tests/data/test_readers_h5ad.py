@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from stfm_jax.data import feature_store
-from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers import h5ad, h5ad_group
 from stfm_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -46,12 +46,20 @@ def test_counts_stay_sparse_whatever_their_kind(tmp_path, kind):
 
 
 def test_dense_x_is_never_read_dense(tmp_path, monkeypatch):
-    """A dense X of 30,000 genes would not fit; AnnData reads it in blocks of rows."""
-    got = {}
-    whole = anndata.read_h5ad
-    monkeypatch.setattr(h5ad.anndata, "read_h5ad", lambda p, **k: got.update(k) or whole(p, **k))
-    _read(tmp_path, _adata())
-    assert got["as_sparse"] == ("X",)
+    """A dense X of 30,000 genes would not fit; it is read in blocks of rows."""
+    monkeypatch.setattr(h5ad_group, "_DENSE_AT_ONCE", 2 * COUNTS.shape[1])
+    blocks, read = [], h5py.Dataset.__getitem__
+
+    def watched(dataset, key):
+        found = read(dataset, key)
+        blocks.extend([len(found)] * (dataset.name == "/X"))
+        return found
+
+    _adata().write_h5ad(tmp_path / "slide.h5ad")
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", watched)
+    found = h5ad.read(tmp_path / "slide.h5ad")
+    np.testing.assert_array_equal(found.counts.toarray(), COUNTS)
+    assert set(blocks) <= {1, 2}
 
 
 def test_pixels_become_micrometres(tmp_path):
@@ -264,6 +272,8 @@ def test_bad_files(tmp_path):
         file["foo"] = 1
     with h5py.File(tmp_path / "whole.h5ad", "r+") as file:
         del file["obs"]["_index"]
-    for name in ("empty", "cut", "text", "other", "whole"):
+    for name in ("empty", "cut", "text", "other"):
         with pytest.raises(InputError, match=rf"{name}\.h5ad: expected an AnnData file"):
             h5ad.read(tmp_path / f"{name}.h5ad")
+    with pytest.raises(InputError, match=r"whole\.h5ad: expected the names of obs in _index"):
+        h5ad.read(tmp_path / "whole.h5ad")

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from hest_layout import toy_slide
 
 from stfm_jax.data import feature_store
-from stfm_jax.data.readers import h5ad
+from stfm_jax.data.readers import h5ad, h5ad_group
 from stfm_jax.errors import InputError
 
 SIZES = {"S1": 6, "S2": 5, "S3": 7}
@@ -71,7 +71,7 @@ def _assert_whole(slides, unmeasured=()):
 
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix])
 def test_a_stack_to_predict_leaves_its_features_in_the_file(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(h5ad, "_DENSE_AT_ONCE", 24)
+    monkeypatch.setattr(h5ad_group, "_DENSE_AT_ONCE", 24)
     monkeypatch.setattr(feature_store, "BLOCK", 4)
     slides = _read(tmp_path, _stack(kind(COUNTS)))
     assert all(isinstance(slide.features, feature_store.StoredFeatures) for slide in slides)

@@ -192,7 +192,7 @@ def test_damaged_samples(bench):
     with pytest.raises(InputError, match=r"INT1\.h5.*MahmoodLab/hest-bench"):
         hest.read(root, "IDC", "INT1")
     (folder / "adata" / "INT2.h5ad").write_bytes(b"")
-    with pytest.raises(InputError, match=r"INT2\.h5ad: expected an AnnData file, found 0 bytes"):
+    with pytest.raises(InputError, match=r"INT2\.h5ad: expected an AnnData file, .*: 0 bytes"):
         hest.read(root, "IDC", "INT2")
     adata = anndata.read_h5ad(folder / "adata" / "TENX95.h5ad")
     adata.X = np.log1p(adata.X)

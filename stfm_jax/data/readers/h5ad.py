@@ -16,21 +16,17 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from anndata.io import read_elem
 
-from stfm_jax.data import feature_blocks, feature_store
+from stfm_jax.data import feature_blocks, feature_store, foreign
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.readers import h5ad_elements as elements
-from stfm_jax.data.readers import spatial_data, zarr_store
+from stfm_jax.data.readers import h5ad_group, spatial_data, zarr_store
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
 
 _GET = "Give the path of an AnnData .h5ad file."
-_PLACES = ("spatial", "spatial3d")
-_DENSE_AT_ONCE = 1 << 24  # numbers of a matrix stored dense
 
 
 def read(
@@ -49,7 +45,7 @@ def read(
       InputError: it is damaged, no AnnData file, or not a slide; `obs['section']` names several
         sections (see `read_stack`).
     """
-    adata = load(path)
+    adata = load(path, features_key=features_key, counts_layer=counts_layer)
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
@@ -102,7 +98,7 @@ def read_children(
     Raises:
       FileNotFoundError, InputError: as `read`.
     """
-    adata = load(path)
+    adata = load(path, features_key=features_key)
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
@@ -127,7 +123,8 @@ def read_stack(path: str | Path, **options) -> list[Slide]:
     Raises:
       FileNotFoundError, InputError: as `read`.
     """
-    return _sections(load(path), path, None, options)
+    keys = {k: options[k] for k in ("features_key", "counts_layer") if k in options}
+    return _sections(load(path, **keys), path, None, options)
 
 
 def read_stack_to_predict(
@@ -243,55 +240,15 @@ def _without_features(
 ) -> tuple[anndata.AnnData, feature_store.StoredFeatures | None]:
     """What a file holds, without its features where these can stay there."""
     if zarr_store.is_store(path):
-        return spatial_data.load(path), None
+        return spatial_data.load(path, features_key), None
     with reading(path), h5py.File(path) as file:
-        adata = _annotations(file, features_key)
-        features = None
-        if adata is not None and counts_layer is not None:
-            adata = _with_counts(adata, file, counts_layer)
-        if adata is not None and isinstance(file["obsm"].get(features_key), h5py.Dataset):
-            features = feature_store.stored_features(file["obsm"][features_key], str(path))
-    return (load(path) if adata is None else adata), features
-
-
-def _annotations(file: h5py.File, features_key: str) -> anndata.AnnData | None:
-    """obs, uns and coordinates of an open AnnData file, and its features where they are no matrix.
-
-    Other elements of obsm are left empty, for messages that name them. None for a file of the time
-    before elements said what they are (anndata 0.7), which is to be read whole.
-    """
-    if "encoding-type" not in file["obs"].attrs:
-        return None
-    obs = read_elem(file["obs"])
-    obsm = {}
-    for key, element in file.get("obsm", {}).items():
-        needed = key in _PLACES or (key == features_key and isinstance(element, h5py.Group))
-        needed |= features_key not in file["obsm"] and key.startswith(f"{feature_blocks.KEY}_")
-        obsm[key] = read_elem(element) if needed else np.empty((len(obs), 0))
-    return anndata.AnnData(obs=obs, uns=read_elem(file["uns"]) if "uns" in file else {}, obsm=obsm)
-
-
-def _with_counts(adata: anndata.AnnData, file: h5py.File, layer: str) -> anndata.AnnData:
-    """With the layer of an open file, or where it has none, its X; other layers are left empty."""
-    var = read_elem(file["var"])
-    shape = (adata.n_obs, len(var))
-    layers = {key: sp.csr_matrix(shape, dtype=np.float32) for key in file.get("layers", {})}
-    X = None
-    if layer in layers:
-        layers[layer] = _sparse(file["layers"][layer])
-    elif "X" in file:
-        X = _sparse(file["X"])
-    return anndata.AnnData(X, adata.obs, var, uns=adata.uns, obsm=adata.obsm, layers=layers)
-
-
-def _sparse(element: h5py.Dataset | h5py.Group) -> sp.csr_matrix | None:
-    """A stored matrix; one that is stored dense is read in blocks."""
-    if isinstance(element, h5py.Group) or element.shape is None:
-        matrix = read_elem(element)
-        return None if matrix is None else sp.csr_matrix(matrix)
-    size = max(1, _DENSE_AT_ONCE // max(1, element.shape[1]))
-    spans = feature_store.spans(element.shape[0], size)
-    return sp.vstack([sp.csr_matrix(element[i[0] : i[-1] + 1]) for i in spans], format="csr")
+        stays = isinstance(file.get(f"obsm/{features_key}"), h5py.Dataset)
+        adata = h5ad_group.annotations(file, None if stays else features_key)
+        if counts_layer is not None:
+            adata = h5ad_group.with_counts(adata, file, counts_layer)
+        if not stays:
+            return adata, None
+        return adata, feature_store.stored_features(file["obsm"][features_key], str(path))
 
 
 def _require_one_section(adata: anndata.AnnData, path: str | Path) -> None:
@@ -303,38 +260,33 @@ def _require_one_section(adata: anndata.AnnData, path: str | Path) -> None:
         )
 
 
-def load(path: str | Path, how_to_get: str = _GET) -> anndata.AnnData:
-    """Reads an AnnData file; an `X` that is stored dense is read as a sparse matrix, in blocks.
+def load(
+    path: str | Path,
+    how_to_get: str = _GET,
+    features_key: str = feature_blocks.KEY,
+    counts_layer: str = "counts",
+) -> anndata.AnnData:
+    """Reads of an AnnData file what a slide needs; see `h5ad_group.whole`.
 
     Raises:
       FileNotFoundError: there is no such file.
       InputError: it is empty, damaged, or no AnnData file.
     """
     if zarr_store.is_store(path):
-        return spatial_data.load(path)
-    with reading(path, how_to_get):
-        with h5py.File(path, "r") as file:
-            dense = isinstance(file.get("X"), h5py.Dataset)
-        return anndata.read_h5ad(path, as_sparse=("X",) if dense else ())
+        return spatial_data.load(path, features_key, counts_layer)
+    with reading(path, how_to_get), h5py.File(path, "r") as file:
+        return h5ad_group.whole(file, features_key, counts_layer)
 
 
 @contextlib.contextmanager
 def reading(path: str | Path, how_to_get: str = _GET) -> Iterator[None]:
     """What reading an AnnData file may raise, as errors that name the file."""
     path = require_file(path, how_to_get)
-    try:
-        with warnings.catch_warnings():
-            # Repeated gene names are summed, repeated barcodes are an error: both said by us.
-            warnings.filterwarnings("ignore", message=".*names are not unique")
-            yield
-    except InputError:
-        raise
-    except Exception as error:  # h5py's and anndata's, and of whatever damaged data give
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: expected an AnnData file, found {path.stat().st_size} bytes that cannot be "
-            f"read as one ({reason}); get the file again, or write it with anndata."
-        ) from error
+    advice = "get the file again, or write it with anndata."
+    with foreign.reading(path, "an AnnData file", advice), warnings.catch_warnings():
+        # Repeated gene names are summed, repeated barcodes are an error: both said by us.
+        warnings.filterwarnings("ignore", message=".*names are not unique")
+        yield
 
 
 def _put_features(adata: anndata.AnnData, slide: Slide) -> None:

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
 from stfm_jax.data import feature_store
+from stfm_jax.data.counts import are_counts, rounded
 from stfm_jax.data.expression import normalize
-from stfm_jax.data.panel import gene_names
+from stfm_jax.data.panel import GENE_COLUMNS, gene_names
+from stfm_jax.data.readers import h5ad_elements as elements
+from stfm_jax.data.readers import h5ad_group
 from stfm_jax.data.readers.h5ad import reading
-from stfm_jax.data.slide import is_count
 
 DENSE_AT_ONCE = 1 << 24  # numbers of a matrix stored dense
 
@@ -40,25 +44,39 @@ def read_expression(
       None where the file has no raw counts of all these genes and spots.
     """
     with reading(path), h5py.File(path) as file:
-        matrix = file.get(f"layers/{counts_layer}", file.get("X"))
-        if matrix is None or not {"obs", "var"} <= file.keys():
+        place, of = h5ad_group.counts_of(file, counts_layer)
+        if place is None or of is None or "obs" not in file:
             return None
-        spots = read_elem(file["obs"]).index.astype(str).get_indexer(barcodes)
-        names = gene_names(read_elem(file["var"]), str(path))
+        rows = _rows(file)
+        spots = rows.reindex(barcodes, fill_value=-1).to_numpy()
+        var = h5ad_group.table(file[of], GENE_COLUMNS.__contains__, file)
+        names = gene_names(var, str(path))
         if (spots < 0).any() or not set(genes) <= set(names):
             return None
         # Names that occur twice are summed, as in `data.panel.sum_duplicates`.
         chosen = sp.csr_matrix(names[:, None] == np.asarray(genes)[None], dtype=np.float32)
         out = np.empty((len(spots), len(genes)), np.float32)
-        stored, size = _row_store(matrix)
+        stored, size = _row_store(file[place])
         for span in feature_store.spans(len(spots), size):
             first, last = spots[span[0]], spots[span[-1]]
             counts = sp.csr_matrix(stored[first : last + 1], dtype=np.float32)[spots[span] - first]
-            if not is_count(counts.data).all():
+            if not are_counts(counts.data):
                 return None
+            counts = rounded(counts, str(path))
             library = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
             out[span] = normalize((counts @ chosen).toarray(), library, normalization)
         return out
+
+
+def _rows(file: h5py.File) -> pd.Series:
+    """Rows of the spots by name; of names that occur twice those in the tissue."""
+    obs = h5ad_group.table(file["obs"], "in_tissue".__eq__, file)
+    rows = pd.Series(np.arange(len(obs)), index=obs.index)
+    if rows.index.is_unique:
+        return rows
+    inside = elements.in_tissue(anndata.AnnData(obs=obs), str(file.filename))
+    rows = rows if inside is None else rows.iloc[inside]
+    return rows[~rows.index.duplicated()]
 
 
 def _row_store(element: h5py.Dataset | h5py.Group) -> tuple[Any, int]:

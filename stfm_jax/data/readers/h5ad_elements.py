@@ -15,9 +15,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stfm_jax.data import feature_blocks
+from stfm_jax.data.counts import is_count, rounded
 from stfm_jax.data.panel import gene_names, sum_duplicates
 from stfm_jax.data.readers import pitch, scanpy_scale
-from stfm_jax.data.slide import is_count
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
@@ -209,7 +209,7 @@ def counts_if_measured(
     wrong = counts.data[~is_count(counts.data)]
     if len(wrong):
         raise InputError(
-            f"{where}: expected raw counts (non-negative integers), found {wrong[0]:g}; put them "
+            f"{where}: expected raw counts (non-negative integers), found {wrong[0]:.9g}; put them "
             "into layers['counts'], or set obs['measured'] to False for a section that is to be "
             "predicted from its image."
         )
@@ -243,7 +243,8 @@ def _summed(matrix: object, adata: anndata.AnnData, where: str) -> tuple[sp.csr_
     names = gene_names(adata.var, where)
     if not sp.issparse(matrix):
         matrix = numbers(matrix, "the counts", where)
-    return sum_duplicates(sp.csr_matrix(matrix, dtype=np.float32), names, where)
+    counts = rounded(sp.csr_matrix(matrix, dtype=np.float32), where)
+    return sum_duplicates(counts, names, where)
 
 
 def numbers(values: object, what: str, where: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from stfm_jax.data.embeddings import Embeddings
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.images import zarr_image
 from stfm_jax.data.images.opening import open_image
-from stfm_jax.data.readers import ngff, pitch, shapes, visium, zarr_store
+from stfm_jax.data.readers import h5ad_group, ngff, pitch, shapes, visium, zarr_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -37,7 +37,9 @@ _BINS = re.compile(r".*square_(\d+)um")
 _XENIUM_UM = 0.2125  # of a pixel of the system `global`, where shapes are in micrometres
 
 
-def load(path: str | Path) -> anndata.AnnData:
+def load(
+    path: str | Path, features_key: str = "features", counts_layer: str = "counts"
+) -> anndata.AnnData:
     """The AnnData that a zarr store holds; of SpatialData its table, with `obsm['spatial']`.
 
     Places are as the shapes have them. Where the array of Visium or the bins of Visium HD say the
@@ -49,13 +51,17 @@ def load(path: str | Path) -> anndata.AnnData:
     """
     with zarr_store.reading(path):
         root, group, name = _opened(path)
-        return zarr_store.load(path) if group is None else _placed(root, group, name)
+        if group is None:
+            return zarr_store.load(path, features_key, counts_layer)
+        return _placed(root, group, name, features_key, counts_layer)
 
 
-def _placed(root: Path, group: zarr.Group, name: str | None) -> anndata.AnnData:
+def _placed(
+    root: Path, group: zarr.Group, name: str | None, features_key: str, counts_layer: str
+) -> anndata.AnnData:
     """A table with the places of its rows."""
     name = _one_table(root, group, name, lambda _: True)
-    adata = anndata.read_zarr(group[name])
+    adata = h5ad_group.whole(group[name], features_key, counts_layer, _keys(group[name]))
     region, keys = _region(adata, root / name)
     if region is None:
         return adata
@@ -152,7 +158,7 @@ def _tiles(root: Path, group: zarr.Group, name: str | None) -> Embeddings:
     """The features of a table with the tiles that they are of."""
     tiles = set(group.attrs.get(_TILES, {}))
     name = _one_table(root, group, name, lambda table: any(table.endswith(f"_{t}") for t in tiles))
-    adata = anndata.read_zarr(group[name])
+    adata = h5ad_group.whole(group[name], "", "", _keys(group[name]))
     region, keys = _region(adata, root / name)
     if region is None or adata.X is None:
         raise InputError(f"{root / name}: expected features of tiles, found none.")
@@ -203,6 +209,12 @@ def _one_table(root: Path, group: zarr.Group, name: str | None, fits) -> str:
             f"{choose}."
         )
     return fitting[0]
+
+
+def _keys(table: zarr.Group) -> tuple[str, ...]:
+    """Columns of a table by which its rows are known."""
+    said = h5ad_group.attributes(table, _MARK)
+    return tuple(str(said[key]) for key in ("region_key", "instance_key") if key in said)
 
 
 def _region(adata: anndata.AnnData, where: Path) -> tuple[str | None, list[str]]:

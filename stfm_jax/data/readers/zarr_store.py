@@ -14,6 +14,7 @@ import anndata
 import zarr
 
 from stfm_jax.data import foreign
+from stfm_jax.data.readers import h5ad_group
 from stfm_jax.errors import InputError
 
 SUFFIXES = (".zarr", ".zarr.zip")
@@ -67,8 +68,10 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
 
 
-def load(path: str | Path) -> anndata.AnnData:
-    """The AnnData that a store holds.
+def load(
+    path: str | Path, features_key: str = "features", counts_layer: str = "counts"
+) -> anndata.AnnData:
+    """The AnnData that a store holds, as far as a slide needs it; see `h5ad_group.whole`.
 
     Raises:
       FileNotFoundError: there is no such store.
@@ -81,4 +84,4 @@ def load(path: str | Path) -> anndata.AnnData:
                 f"{path}: expected the AnnData of a slide (obs, var, obsm), found "
                 f"{', '.join(sorted(group)) or 'nothing'}."
             )
-        return anndata.read_zarr(group)
+        return h5ad_group.whole(group, features_key, counts_layer)
