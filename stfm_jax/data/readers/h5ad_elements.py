@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 
 import anndata
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
-from stfm_jax.data import feature_blocks
+from stfm_jax.data import feature_blocks, labels
 from stfm_jax.data.counts import is_count, rounded
 from stfm_jax.data.panel import gene_names, sum_duplicates
 from stfm_jax.data.readers import pitch, scanpy_scale
+from stfm_jax.data.readers.places import numbers
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
@@ -247,19 +247,6 @@ def _summed(matrix: object, adata: anndata.AnnData, where: str) -> tuple[sp.csr_
     return sum_duplicates(counts, names, where)
 
 
-def numbers(values: object, what: str, where: str) -> np.ndarray:
-    """A 2-D array of numbers from what AnnData may hold (array, sparse matrix, DataFrame)."""
-    if isinstance(values, pd.DataFrame):
-        values = values.to_numpy()
-    array = values.toarray() if sp.issparse(values) else np.asarray(values)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise InputError(
-            f"{where}: expected {what} to be a matrix of numbers, found {array.dtype} of shape "
-            f"{array.shape}."
-        )
-    return array
-
-
 def section_labels(adata: anndata.AnnData) -> list[str]:
     """Sections that `obs['section']` names, in order of their names."""
     return sorted(adata.obs["section"].astype(str).unique()) if "section" in adata.obs else []
@@ -276,6 +263,16 @@ def constant(adata: anndata.AnnData, key: str, where: str) -> str | None:
             f"obs[{key!r}]; split the file."
         )
     return str(values[0])
+
+
+def label(adata: anndata.AnnData, key: str, where: str) -> str:
+    """A label that is one for all spots however it is spelled; "" where it says nothing."""
+    if key not in adata.obs:
+        return ""
+    spelled = labels.one_spelling(adata.obs[key].astype(str).unique())
+    if len(set(spelled.values())) > 1:
+        return constant(adata, key, where) or ""
+    return next(iter(spelled.values()))
 
 
 def listed(values: Iterable[object]) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Literal
 
 import anndata
-import numpy as np
 
 from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.readers import h5ad_elements as elements
+from stfm_jax.data.readers.joined import require_one_slide
+from stfm_jax.data.readers.places import coordinates
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -65,8 +66,9 @@ def slide_from_anndata(
     if inside is not None:
         adata = adata[inside].copy()
         features = None if features is None else features.take(inside)
+    require_one_slide(adata, where)
     unit = elements.spatial_unit(spatial_unit, adata, where, fields)
-    coords = elements.numbers(adata.obsm["spatial"], "obsm['spatial']", where).astype(np.float64)
+    coords = coordinates(adata, where)
     scale = elements.um_per_px(um_per_px, adata, where, fields) if unit == "pixel" else 1.0
     features = elements.embedding(adata, features_key, where) if features is None else features
     several = {}
@@ -84,8 +86,8 @@ def slide_from_anndata(
         genes=genes,
         features=features,
         encoder=elements.encoder(adata) if features is not None else None,
-        patient=elements.constant(adata, "patient", where) or "",
-        section=elements.constant(adata, "section", where) or "",
+        patient=elements.label(adata, "patient", where),
+        section=elements.label(adata, "section", where),
         z_um=z_um,
         registered_um=registered_um,
         parent=adata.obs["parent"].astype(str).to_numpy() if "parent" in adata.obs else None,

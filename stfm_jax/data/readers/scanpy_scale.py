@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from stfm_jax.data.readers import pitch, space_ranger, visium
 from stfm_jax.errors import InputError
 
+_LIBRARY = "library_id"
 _ARRAY = ("array_col", "array_row")
 _BY_DISTANCE = "the distance of neighbouring spots"
 
@@ -34,10 +35,14 @@ def scalefactors(adata: anndata.AnnData, where: str) -> Mapping[str, Any] | None
         for library, about in said.items()
         if isinstance(about, Mapping) and isinstance(about.get("scalefactors"), Mapping)
     }
+    if len(found) > 1 and _LIBRARY in adata.obs:  # of files that were taken apart all are kept
+        own = {str(library) for library in adata.obs[_LIBRARY].unique()}
+        found = {name: factors for name, factors in found.items() if name in own} or found
     if len(found) > 1:
         raise InputError(
             f"{where}: expected one slide, found {len(found)} in uns['spatial'] "
-            f"({', '.join(list(found)[:4])}); give each a file of its own."
+            f"({', '.join(list(found)[:4])}); write each into a file of its own, with its entry of "
+            "uns['spatial'] alone."
         )
     return next(iter(found.values()), None)
 

@@ -1,0 +1,178 @@
+"""Files that could be misread: each gives the plain file's prediction, or says what is wrong.
+
+A row a case: what is made of the plain file, what must be said, and, where it is predicted, which
+spots of the plain file these are.
+"""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from odd import check_refused, check_same
+
+
+def before_encodings(place) -> dict:
+    """anndata 0.7: groups that do not say what they are, categories apart."""
+
+    def change(adata):
+        adata.obs["patient"] = pd.Categorical(["P9"] * adata.n_obs)
+
+    fields = place.slide(change)
+    with h5py.File(fields["predict__input"], "r+") as file:
+        for name in ("obs", "var"):
+            for key in ("encoding-type", "encoding-version"):
+                del file[name].attrs[key]
+        codes = file["obs/patient/codes"][()]
+        kinds = file["obs/patient/categories"][()]
+        del file["obs/patient"]
+        file["obs/patient"] = codes
+        file["obs/__categories/patient"] = kinds
+        file["obs/patient"].attrs["categories"] = file["obs/__categories/patient"].ref
+    return fields
+
+
+def as_records(place) -> dict:
+    """anndata before 0.7: tables are arrays of records."""
+    fields = place.slide()
+    with h5py.File(fields["predict__input"], "r+") as file:
+        for name in ("obs", "var"):
+            names = file[name]["_index"][()]
+            del file[name]
+            kind = [("index", f"S{max(map(len, names))}"), ("n_counts", "f4")]
+            file[name] = np.array([(each, 1.0) for each in names], kind)
+    return fields
+
+
+def without_names(place) -> dict:
+    fields = place.slide()
+    with h5py.File(fields["predict__input"], "r+") as file:
+        names = file["obs/_index"][()]
+        del file["obs/_index"], file["obs"].attrs["_index"]
+        file["obs/barcode"] = names
+    return fields
+
+
+def names_of_two(column: str, kind=str):
+    """Half of the spots are of another slide, by a column."""
+
+    def change(adata):
+        adata.obs[column] = [kind(1 + (i > adata.n_obs // 2)) for i in range(adata.n_obs)]
+
+    return lambda place: place.slide(change)
+
+
+def suffixes(form: str):
+    """Barcodes of nucleotides with the marks of two samples."""
+
+    def change(adata):
+        rng = np.random.default_rng(0)
+        cores = ["".join(rng.choice(list("ACGT"), 16)) for _ in range(adata.n_obs)]
+        adata.obs_names = [form.format(core, 1 + i % 2) for i, core in enumerate(cores)]
+
+    return lambda place: place.slide(change)
+
+
+def two_libraries(adata):
+    factors = {"spot_diameter_fullres": 100.0, "tissue_hires_scalef": 0.1}
+    adata.uns["spatial"] = {"A": {"scalefactors": factors}, "B": {"scalefactors": factors}}
+
+
+def one_of_two_libraries(adata):
+    """As it is left when a joined file is taken apart."""
+    two_libraries(adata)
+    adata.uns["spatial"]["B"]["scalefactors"] = {"spot_diameter_fullres": 7.0}
+    diameter = 65.0 / adata.uns["um_per_px"]
+    adata.uns["spatial"]["A"]["scalefactors"] = {"spot_diameter_fullres": diameter}
+    adata.obs["library_id"] = pd.Categorical(["A"] * adata.n_obs)
+
+
+def one_array_twice(adata):
+    half = adata.n_obs // 2
+    adata.obs["array_row"] = [i % half for i in range(adata.n_obs)]
+    adata.obs["array_col"] = [2 * (i % half) for i in range(adata.n_obs)]
+
+
+def as_table(first: str, second: str, swapped: bool):
+    """`obsm['spatial']` as a DataFrame, its columns x, y or y, x."""
+
+    def change(adata):
+        xy = adata.obsm["spatial"]
+        yx = xy[:, ::-1] if swapped else xy
+        adata.obsm["spatial"] = pd.DataFrame(yx, adata.obs_names, [first, second])
+
+    return lambda place: place.slide(change)
+
+
+def pixels_in_obs(adata):
+    """As scanpy of 2023 named them."""
+    adata.obs["pxl_row_in_fullres"], adata.obs["pxl_col_in_fullres"] = adata.obsm["spatial"].T
+
+
+SAME = [
+    # name, what is made, words that are said, spots of the plain file
+    ("anndata 0.7, without encodings", before_encodings, [], None),
+    ("anndata before 0.7", as_records, [], None),
+    ("one library of two", lambda p: p.slide(one_of_two_libraries), [], None),
+    (
+        "places in a table, rows first",
+        as_table("pxl_row_in_fullres", "pxl_col_in_fullres", True),
+        [],
+        None,
+    ),
+    ("places in a table, y first", as_table("y", "x", True), [], None),
+    ("places in a table, x first", as_table("X", "Y", False), [], None),
+    ("places in a table without names", as_table("0", "1", False), [], None),
+    (
+        "columns that contradict the places",
+        lambda p: p.slide(pixels_in_obs),
+        ["x and y the other way round than obsm['spatial'], which is taken"],
+        None,
+    ),
+]
+REFUSED = [
+    # name, what is made, words of the message
+    ("a table without names", without_names, ["expected the names of obs in _index"]),
+    *(
+        (
+            f"two slides by {column}",
+            names_of_two(column),
+            [f"found 2 in obs['{column}'] ('1', '2')"],
+        )
+        for column in ("library_id", "sample", "batch", "slice_ID", "Slide", "orig.ident")
+    ),
+    (
+        "two slides by a number",
+        names_of_two("batch", float),
+        ["found 2 in obs['batch'] ('1.0', '2.0')"],
+    ),
+    (
+        "two libraries",
+        lambda p: p.slide(two_libraries),
+        ["expected one slide, found 2 in uns['spatial'] (A, B)"],
+    ),
+    ("barcodes of two wells", suffixes("{}-{}"), ["found barcodes of 2 ('-1', '-2' around"]),
+    ("barcodes joined by scanpy", suffixes("{}-1-{}"), ["found barcodes of 2 ('-1-1', '-1-2'"]),
+    ("barcodes with a prefix", suffixes("S{1}_{0}-1"), ["found barcodes of 2 ('S1_-1', 'S2_-1'"]),
+    ("one array twice", lambda p: p.slide(one_array_twice), ["array_row, array_col"]),
+    (
+        "a table of places that says nothing",
+        as_table("a", "b", False),
+        ["expected the columns x and y in the table obsm['spatial'], found 'a', 'b'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "spots"), [case[1:] for case in SAME], ids=[case[0] for case in SAME]
+)
+def test_predicted_as_the_plain_file(closed, tmp_path, capfd, make, words, spots):
+    check_same(closed, tmp_path, capfd, make, words, spots)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_refused(closed, tmp_path, capfd, make, words):
+    check_refused(closed, tmp_path, capfd, make, words)
