@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stfm_jax.data import simulate
+from stfm_jax.data import alike, simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
 from stfm_jax.data.folds import (
     Fold,
@@ -53,7 +53,7 @@ class Dataset:
     def all(self) -> list[Slide]:
         return list(self.slides.values())
 
-    def with_slides(self, slides: Sequence[Slide]) -> Dataset:
+    def with_slides(self, slides: Iterable[Slide]) -> Dataset:
         """The data set with changed slides of the same names, in the order they had."""
         changed = {slide.name: slide for slide in slides}
         return dataclasses.replace(self, slides={name: changed[name] for name in self.slides})
@@ -93,6 +93,7 @@ def load(
         raise InputError(
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
         )
+    dataset = _without_copies(dataset.with_slides(alike.with_one_spelling(dataset.slides).values()))
     dataset = _split(dataset, data.folds, data.reader)
     if trained_on and not dataset.folds:
         raise InputError(
@@ -101,7 +102,31 @@ def load(
         )
     spots = sum(slide.num_spots for slide in dataset.slides.values())
     _LOG.info("%d slides, %d spots; %s", len(dataset.slides), spots, dataset.folds_from)
+    _LOG.info("patients: %s", alike.told(dataset.slides))
     return dataset
+
+
+def _without_copies(dataset: Dataset) -> Dataset:
+    """Without slides that are others under another name.
+
+    Raises:
+      InputError: folds that the data set came with train on a slide and test it.
+    """
+    slides = dict(dataset.slides)
+    for kept, copy in alike.copies(dataset.slides):
+        for fold in dataset.folds:
+            if {kept, copy} & set(fold.train) and {kept, copy} & set(fold.test):
+                raise InputError(
+                    f"{dataset.slides[copy].where}: is {dataset.slides[kept].where} under another "
+                    "name, and a fold trains on one and tests the other; leave one out, or choose "
+                    "--config.data.folds=patient and give both one patient."
+                )
+        if not dataset.folds and copy in slides and kept in slides:
+            _LOG.warning(
+                "%s: is %s under another name, and left out", slides[copy].where, slides[kept].where
+            )
+            del slides[copy]
+    return dataclasses.replace(dataset, slides=slides)
 
 
 def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from stfm_jax.data import feature_store
+from stfm_jax.data import feature_store, labels
 from stfm_jax.data.counts import is_count
 from stfm_jax.data.patches import PatchSource, WholeImage, at_scale, whole_image
 from stfm_jax.errors import InputError
@@ -70,7 +70,8 @@ class Slide:
 
     def is_of(self, patients: Collection[str]) -> bool:
         """Whether it is of one of these patients; one that names none is of no known one."""
-        return self.patient != "" and self.patient in patients
+        own = labels.key(self.patient)
+        return own != "" and own in map(labels.key, patients)
 
     def subset(self, index: np.ndarray) -> Slide:
         """The slide with only the spots of `index` ([m] integers or [n] booleans)."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from stfm_jax.data.listing import visible
 from stfm_jax.encoders import torch_file
 from stfm_jax.errors import InputError
 
@@ -110,7 +111,7 @@ def find(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: expected a file or folder of weights there, found none.")
     named = [path / name for name in NAMES if (path / name).is_file()]
-    found = named[:1] or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    found = named[:1] or [p for p in visible(path) if p.suffix in SUFFIXES and p.is_file()]
     if len(found) != 1:
         raise InputError(
             f"{path}: expected {' or '.join(NAMES)} or one file of weights ({', '.join(SUFFIXES)})"

@@ -27,6 +27,7 @@ import jax
 
 from stfm_jax.data.hdf5 import require_file
 from stfm_jax.data.images.opening import SUFFIXES, is_image
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import plain
 from stfm_jax.errors import InputError
 from stfm_jax.runtime import distributed, locks
@@ -117,15 +118,13 @@ def listed(given: str) -> list[Entry]:
 def _in_folder(folder: Path) -> list[Entry]:
     paths = sorted(
         path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and (is_image(path) or path.suffix == ".h5ad")
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in visible(folder, "**/*")
+        if path.is_file() and (is_image(path) or path.suffix == ".h5ad")
     )
     if not paths:
         raise InputError(
             f"{folder}: expected slides in it or in folders below ({', '.join(SUFFIXES[:8])}, ... "
-            f"or .h5ad), found none among {sum(1 for _ in folder.rglob('*'))} files and folders."
+            f"or .h5ad), found none among {len(visible(folder, '**/*'))} files and folders."
         )
     stems = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
     whole = ["__".join(path.relative_to(folder).parts) for path in paths]

@@ -43,7 +43,7 @@ def _write(root, packed=False):
     rows, truth = [], {}
     for name, (technology, pmid) in NAMES.items():
         pixels, spots = _pixels(name, technology)
-        rng = np.random.default_rng(len(name))
+        rng = np.random.default_rng(list(name.encode()))
         counts = rng.poisson(2.0, (len(spots), 60))
         truth[name] = pixels, spots, counts
         full = [f"{name}_{spot}" for spot in spots]

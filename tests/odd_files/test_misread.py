@@ -6,11 +6,19 @@ spots of the plain file these are.
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import h5py
 import numpy as np
 import pandas as pd
+import platform_layouts as layouts
 import pytest
+import tiny
+from bad_input import edit
 from odd import check_refused, check_same
+
+from stfm_jax.data.readers import her2st, inputs, space_ranger, transcripts
 
 
 def before_encodings(place) -> dict:
@@ -164,6 +172,58 @@ REFUSED = [
 ]
 
 
+def patients(*names):
+    """Training slides of these patients."""
+
+    def change(folder):
+        for path, name in zip(sorted(folder.glob("*.h5ad")), names, strict=True):
+            edit(path, lambda adata, name=name: adata.obs.__setitem__("patient", name))
+
+    return change
+
+
+def under_another_name(folder, shuffled: bool = False):
+    """The third slide is the first, its spots and genes in another order or not."""
+    first, _, third = sorted(folder.glob("*.h5ad"))
+    shutil.copy(first, third)
+    if shuffled:
+        edit(third, lambda adata: adata[::-1, ::-1].copy())
+    edit(third, lambda adata: adata.obs.__setitem__("section", "S3"))
+
+
+TRAINED = [
+    # name, what is changed in the folder of three slides, folds, words that are said
+    ("patients with spaces", patients("P1", "P1 ", "p2"), 2, ["P1 (P_S1, P_S2); p2 (P_S3)"]),
+    ("patients in other case", patients("p1", "P2", "P1"), 2, ["P_S1, P_S3"]),
+    ("patients as numbers", patients("1", "1.0", "2"), 2, ["'1', '1.0' are taken for one"]),
+    ("patients not told", patients("nan", "None", ""), 3, ["not told of P_S1, P_S2, P_S3"]),
+    ("one slide under two names", under_another_name, 2, ["'P_S3'", "under another name"]),
+    (
+        "one slide in another order",
+        lambda folder: under_another_name(folder, shuffled=True),
+        2,
+        ["'P_S3'", "under another name, and left out"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "folds", "words"), [case[1:] for case in TRAINED], ids=[case[0] for case in TRAINED]
+)
+def test_folds(closed, tmp_path, capfd, change, folds, words):
+    data = tmp_path / "data"
+    shutil.copytree(closed.fields["data__dir"], data)
+    for path in data.glob("*.h5ad"):
+        path.rename(data / path.name.replace("P1_", "P_"))
+    change(data)
+    config = tiny.config(**closed.fields | {"data__dir": str(data)})
+    assert tiny.run(config, tmp_path / "work") == 0
+    said = capfd.readouterr().err
+    for word in ["patients: ", *words]:
+        assert word in said, f"{word!r} is not in: {said}"
+    assert len(json.loads((tmp_path / "work/metrics.json").read_text())["folds"]) == folds
+
+
 @pytest.mark.parametrize(
     ("make", "words", "spots"), [case[1:] for case in SAME], ids=[case[0] for case in SAME]
 )
@@ -176,3 +236,27 @@ def test_predicted_as_the_plain_file(closed, tmp_path, capfd, make, words, spots
 )
 def test_refused(closed, tmp_path, capfd, make, words):
     check_refused(closed, tmp_path, capfd, make, words)
+
+
+def test_names_with_a_dot_are_never_looked_at(pictured, tmp_path):
+    """Of any reader: macOS puts `._NAME` beside every file of a foreign disk."""
+    root = tmp_path / "data"
+    shutil.copytree(pictured.fields["data__dir"], root)
+    plain = her2st.sections(root), her2st.read(root, "A1").patches.path.name
+    for path in [*root.rglob("*.*")]:
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert (her2st.sections(root), her2st.read(root, "A1").patches.path.name) == plain
+    slide = layouts.visium_slide()
+    outs = layouts.write_visium(tmp_path / "V1/outs", slide)
+    image = layouts.write_image(tmp_path / "V1.tif", slide)
+    for path in (*[p for p in outs.rglob("*") if p.is_file()], image):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert space_ranger.find_image(outs) == image
+    found = inputs.read_to_predict(outs, inputs.Options())
+    assert set(found.barcodes) == set(slide.barcodes)
+    molecules = tmp_path / "molecules"
+    molecules.mkdir()
+    for name in ("a.csv", "._a.csv", ".b.csv"):
+        (molecules / name).write_text("gene,x,y\nA,1,1\n")
+    assert list(transcripts.tables(molecules)) == ["a"]

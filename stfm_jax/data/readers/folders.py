@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import plain, space_ranger, visium, visium_hd, xenium
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -149,7 +150,7 @@ def _found(root: Path, platform: Platform) -> list[dict[str, Any]]:
     """A row for every folder that the platform wrote."""
     if platform.is_one(root):
         return [{"slide": name_of(root), "folder": "."}]
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    folders = [p for p in visible(root) if p.is_dir()]
     found = [p.name for p in folders if platform.is_one(p)]
     if not found:
         there = ", ".join(p.name for p in folders[:6]) or "none"

@@ -19,6 +19,7 @@ import pandas as pd
 
 from stfm_jax.data import feature_blocks, feature_store, foreign
 from stfm_jax.data.hdf5 import require_file
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.readers import h5ad_group, spatial_data, zarr_store
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
@@ -199,8 +200,7 @@ def slide_files(folder: Path) -> list[Path]:
       InputError: two of one name.
     """
     ends = (".h5ad", *zarr_store.SUFFIXES)
-    paths = [p for p in sorted(folder.iterdir()) if p.name.endswith(ends)]
-    paths = [path for path in paths if not path.name.startswith(".")]
+    paths = [path for path in visible(folder) if path.name.endswith(ends)]
     names = [zarr_store.name_of(path) for path in paths]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -19,6 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.listing import visible
 from stfm_jax.data.panel import sum_duplicates
 from stfm_jax.data.readers import dense_table, pitch, plain
 from stfm_jax.data.slide import Slide
@@ -39,10 +40,10 @@ def sections(root: str | Path) -> list[str]:
       FileNotFoundError: the folder or its tables are not there.
     """
     base = _base(root)
-    counts = {path.name.split(".")[0] for path in (base / "ST-cnts").glob("*.tsv*")}
+    counts = {path.name.split(".")[0] for path in visible(base / "ST-cnts", "*.tsv*")}
     spots = {
         path.name.split("_selection")[0]
-        for path in (base / "ST-spotfiles").glob("*_selection.tsv*")
+        for path in visible(base / "ST-spotfiles", "*_selection.tsv*")
     }
     if not counts & spots:
         raise FileNotFoundError(
@@ -159,7 +160,7 @@ def _counts(path: Path) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
 def _image(base: Path, section: str) -> Path | None:
     """The section's H&E image, or None: not every section has one."""
     flat = [base / "ST-imgs" / f"{section}{suffix}" for suffix in _IMAGES]
-    nested = sorted((base / "ST-imgs" / section[:1] / section).glob("*"))
+    nested = visible(base / "ST-imgs" / section[:1] / section)
     images = [p for p in flat + nested if p.is_file() and p.suffix.lower() in _IMAGES]
     if len(images) > 1:
         _LOG.info("section %s: %d images, %s is used", section, len(images), images[0])

@@ -28,6 +28,7 @@ from scipy.spatial import cKDTree
 from stfm_jax.data import embeddings as embedding_files
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_file
 from stfm_jax.data.image import H5Patches
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import h5ad, plain
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
@@ -187,7 +188,9 @@ def _task_folder(root: str | Path, task: str) -> Path:
 
 
 def _fold_numbers(folder: Path) -> list[int]:
-    matches = (re.fullmatch(r"(train|test)_(\d+)\.csv", path.name) for path in folder.glob("*.csv"))
+    matches = (
+        re.fullmatch(r"(train|test)_(\d+)\.csv", path.name) for path in visible(folder, "*.csv")
+    )
     return sorted({int(match.group(2)) for match in matches if match})
 
 

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+from stfm_jax.data import labels
 from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import h5ad, hest, pitch, plain
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.readers.transcripts import CONTROLS
@@ -53,7 +55,7 @@ def slides(root: Path, task: str = "", ids: Sequence[str] = ()) -> dict[str, dic
       FileNotFoundError: no slides, or not these.
       InputError: none of the task; what is told is damaged.
     """
-    there = sorted(p.stem for p in (root / "st").glob("*.h5ad") if not p.name.startswith("."))
+    there = [path.stem for path in visible(root / "st", "*.h5ad")]
     absent = [name for name in ids if name not in there]
     if not there or absent:
         raise FileNotFoundError(
@@ -84,7 +86,7 @@ def patients(about: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     a slide that tells neither is of its own.
     """
     study = {name: _text(said, "dataset_title") for name, said in about.items()}
-    own = {name: _text(said, "patient").casefold() for name, said in about.items()}
+    own = {name: labels.key(said.get("patient")) for name, said in about.items()}
     silent = {study[name] for name, patient in own.items() if not patient}
     untold = sum(not patient for patient in own.values())
     if untold:
@@ -169,7 +171,7 @@ def _by_pitch(adata: Any, about: Mapping[str, Any]) -> float | None:
 
 def _table(root: Path) -> dict[str, dict[str, Any]]:
     """Rows of the newest table beside the folders, by id; nothing where there is none."""
-    tables = sorted(root.glob("HEST_v1*.csv"))
+    tables = visible(root, "HEST_v1*.csv")
     if not tables:
         return {}
     table = plain.read_table(tables[-1], ",", header=0, encoding="utf-8-sig")
@@ -185,9 +187,7 @@ def _about(root: Path, table: dict[str, dict[str, Any]], name: str) -> dict[str,
 
 def _text(about: Mapping[str, Any], key: str) -> str:
     """What is told, "" where it is nothing: null of JSON, NaN, or an empty cell."""
-    value = about.get(key)
-    text = "" if value is None else str(value).strip()
-    return "" if text.casefold() in ("nan", "none") else text
+    return labels.said(about.get(key))
 
 
 def _number(about: Mapping[str, Any], key: str) -> float | None:

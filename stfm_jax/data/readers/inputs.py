@@ -15,6 +15,7 @@ import pandas as pd
 
 from stfm_jax.data import embeddings
 from stfm_jax.data.expression import expression
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import folders, h5ad, h5ad_counts, spatial_data, tenx, zarr_store
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -151,7 +152,7 @@ def _platform(path: str | Path) -> tuple[Path, folders.Platform | None]:
     platform = folders.platform_of(path)
     if platform is None:
         known = "; ".join(f"{p.looked_for} ({name})" for name, p in folders.PLATFORMS.items())
-        there = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        there = ", ".join([p.name for p in visible(path)][:6]) or "nothing"
         raise InputError(
             f"{path}: expected a slide to predict, a folder with one of: {known}; found {there}. "
             "Several slides are predicted one at a time."

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from stfm_jax.data.images.opening import is_image
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import pitch, plain, tenx
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -128,10 +129,7 @@ def _prefix(path: Path, name: str) -> str | None:
 
 
 def _files(folder: Path, folders_too: bool = False) -> Iterator[Path]:
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if not path.name.startswith(".") and (path.is_file() or folders_too):
-                yield path
+    return (path for path in visible(folder) if path.is_file() or folders_too)
 
 
 def _refuse_aggregated(folder: Path) -> None:
@@ -140,7 +138,7 @@ def _refuse_aggregated(folder: Path) -> None:
         found = next((root / name for name in names if (root / name).is_file()), None)
         if found is None:
             continue
-        libraries = [p.name for p in sorted(root.glob("spatial/*/")) if p.is_dir()]
+        libraries = [p.name for p in visible(root, "spatial/*/") if p.is_dir()]
         raise InputError(
             f"{found}: an aggregated run of {len(libraries) or 'several'} libraries"
             f"{' (' + ', '.join(libraries[:6]) + ')' if libraries else ''}, expected one capture "

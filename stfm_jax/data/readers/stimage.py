@@ -23,6 +23,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.listing import visible
 from stfm_jax.data.panel import sum_duplicates
 from stfm_jax.data.readers import dense_table, pitch, plain, visium
 from stfm_jax.data.slide import Slide
@@ -125,9 +126,7 @@ def _counts(root: Path, name: str, technology: str) -> Path | None:
 
 
 def _meta(root: Path) -> pd.DataFrame:
-    tables = sorted((root / "meta").glob("meta_all_gene*.csv")) or sorted(
-        (root / "meta").glob("meta_all*.csv")
-    )
+    tables = visible(root / "meta", "meta_all_gene*.csv") or visible(root / "meta", "meta_all*.csv")
     if not tables:
         raise FileNotFoundError(
             f"{root}: expected meta/meta_all_gene02122025.csv there, found none. {HOW_TO_GET}"

@@ -20,6 +20,7 @@ import pyarrow.parquet
 import scipy.sparse as sp
 from scipy.ndimage import binary_closing
 
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import plain
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -50,9 +51,9 @@ def tables(root: str | Path) -> dict[str, Path]:
     root = Path(root)
     found = {}
     for suffix in reversed(_TABLES):  # parquet is read where a table is there twice
-        found |= {p.name.removesuffix(suffix): p for p in root.glob(f"*{suffix}")}
+        found |= {p.name.removesuffix(suffix): p for p in visible(root, f"*{suffix}")}
         for bundle in _BUNDLES:
-            found |= {p.parent.name: p for p in root.glob(f"*/{bundle}{suffix}")}
+            found |= {p.parent.name: p for p in visible(root, f"*/{bundle}{suffix}")}
     if not found:
         raise InputError(
             f"{root}: expected a table of molecules for each slide, <slide>.parquet, <slide>.csv "

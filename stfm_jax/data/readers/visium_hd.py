@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import space_ranger
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -35,7 +36,7 @@ def bins(folder: Path) -> dict[int, Path]:
         return {int(match.group(1)): folder}
     for root in (folder, folder / "outs", folder / "binned_outputs",
                  folder / "outs/binned_outputs"):  # fmt: skip
-        found = {int(m.group(1)): path for path in sorted(root.glob("square_*um"))
+        found = {int(m.group(1)): path for path in visible(root, "square_*um")
                  if path.is_dir() and (m := _BINS.fullmatch(path.name))}  # fmt: skip
         if found:
             return dict(sorted(found.items()))

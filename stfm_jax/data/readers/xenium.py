@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import pitch, plain, tenx
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -53,7 +54,7 @@ def _root(folder: Path) -> Path | None:
     for root in (folder, folder / "outs"):
         if (root / "experiment.xenium").is_file():
             return root
-        if (root / _CELLS).is_file() and any(root.glob(f"{_MATRIX}*")):
+        if (root / _CELLS).is_file() and visible(root, f"{_MATRIX}*"):
             return root
     return None
 
@@ -123,8 +124,8 @@ def _one(folder: Path, root: Path, patterns: tuple[str, ...], what: str) -> Path
         found = {
             path
             for pattern in patterns
-            for path in where.glob(pattern)
-            if path.is_file() and path.name.startswith(start) and not path.name.startswith(".")
+            for path in visible(where, pattern)
+            if path.is_file() and path.name.startswith(start)
         }
         if len(found) > 1:
             raise InputError(
