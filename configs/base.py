@@ -73,6 +73,9 @@ def get_config() -> ConfigDict:
     data.features_key = "features"  # anndata: key in obsm
     data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
     data.um_per_px = config_dict.placeholder(float)  # of every slide, over what its files say
+    data.in_tissue = True  # anndata: spots that obs['in_tissue'] puts outside are dropped
+    data.strict = False  # few spots beyond the image, or without a parent, are an error
+    data.max_image_gib = 8.0  # of pixels of an image that are decoded together
     data.bin_um = 8.0  # visium_hd: bins that are read; transcripts: that molecules are added up in
     data.cells_um = 0.0  # xenium: squares that cells are added up in; 0: cells are spots
     data.tissue = tissue()  # simulated
@@ -197,6 +200,7 @@ def get_config() -> ConfigDict:
     predict.embeddings = ""  # or a file of them (TRIDENT, CLAM, HEST-bench), by barcode or place
     predict.patch_px = config_dict.placeholder(float)  # their side in level 0, over what they say
     predict.spatial_unit = ""
+    predict.in_tissue = True  # as data.in_tissue
     predict.um_per_px = config_dict.placeholder(float)
     predict.library = config_dict.placeholder(float)  # median UMI of a spot, of log1p; as trained
     predict.bin_um = 8.0  # of an input of Visium HD

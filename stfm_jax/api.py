@@ -72,6 +72,7 @@ class Model:
         features_key: str = "features",
         embeddings: str | os.PathLike | None = None,
         patch_px: float | None = None,
+        in_tissue: bool = True,
         bin_um: float = 8.0,
         cells_um: float = 0.0,
         weights: str | os.PathLike | None = None,
@@ -100,6 +101,7 @@ class Model:
           embeddings: path of a file of embeddings instead, aligned by barcode or place; of several
             encoders paths with commas between.
           patch_px: side of their patches in pixels of level 0, where the file does not say.
+          in_tissue: whether spots that `obs['in_tissue']` puts outside the tissue are dropped.
           bin_um: of a folder of Visium HD, the bins.
           cells_um: of a folder of Xenium, squares that cells are added up in; 0: cells.
           weights: folder of the encoder that is to embed the image, or NAME=FOLDER of several;
@@ -138,6 +140,7 @@ class Model:
                 "embeddings": _path_or_empty(embeddings),
                 "library": library,
                 "patch_px": patch_px,
+                "in_tissue": in_tissue,
                 "bin_um": bin_um,
                 "cells_um": cells_um,
                 "sections": tuple(sections),

@@ -182,7 +182,7 @@ def write_her2st(root: Path, name: str) -> None:
     side, pitch = 6, 20
     y, x = np.divmod(np.arange(side * side), side)
     barcodes = [f"{i}x{j}" for i, j in zip(x, y, strict=True)]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(list(name.encode()))
     counts = pd.DataFrame(rng.poisson(3.0, (side**2, 12)), barcodes, [f"G{i}" for i in range(12)])
     spots = {"x": x, "y": y, "new_x": x, "new_y": y}
     pixels = {"pixel_x": pitch * (x + 1), "pixel_y": pitch * (y + 1), "selected": 1}

@@ -21,6 +21,7 @@ from stfm_jax.data.folds import (
     leave_patients_out,
     leave_sections_out,
 )
+from stfm_jax.data.image import Rules
 from stfm_jax.data.panel import find_genes
 from stfm_jax.data.readers import (
     folders,
@@ -184,7 +185,11 @@ def _hest(data, embeddings_dir, encoder) -> Dataset:
 
 def _her2st(data) -> Dataset:
     root = _folder(data.dir, "get it from the public repository almaan/her2st")
-    slides = {name: her2st.read(root, name) for name in data.sections or her2st.sections(root)}
+    rules = Rules.of(data)
+    slides = {
+        name: her2st.read(root, name, rules=rules)
+        for name in data.sections or her2st.sections(root)
+    }
     return Dataset(slides, (), None, "")
 
 
@@ -199,6 +204,7 @@ def _anndata(data) -> Dataset:
             features_key=data.features_key,
             spatial_unit=data.spatial_unit or None,
             um_per_px=data.um_per_px,
+            tissue_mask=data.in_tissue,
         )
         for path in paths
     }
@@ -211,16 +217,23 @@ def _anndata(data) -> Dataset:
 
 def _instruments(data) -> Dataset:
     root = _folder(data.dir, "it should hold one folder per slide, as the instrument wrote it")
-    options = folders.Options(um_per_px=data.um_per_px, bin_um=data.bin_um, cells_um=data.cells_um)
+    options = folders.Options(
+        um_per_px=data.um_per_px,
+        bin_um=data.bin_um,
+        cells_um=data.cells_um,
+        rules=Rules.of(data),
+    )
     return Dataset(folders.read_all(root, data.reader, options), (), None, "")
 
 
 def _hest1k(data) -> Dataset:
     root = _folder(data.dir, hest1k.HOW_TO_GET)
     found = hest1k.slides(root, data.task, data.sections)
-    patients = hest1k.patients(found)
+    patients, rules = hest1k.patients(found), Rules.of(data)
     slides = {
-        name: hest1k.read(root, name, about, patient=patients[name], um_per_px=data.um_per_px)
+        name: hest1k.read(
+            root, name, about, patient=patients[name], um_per_px=data.um_per_px, rules=rules
+        )
         for name, about in found.items()
     }
     return Dataset(slides, (), None, "")
@@ -229,7 +242,9 @@ def _hest1k(data) -> Dataset:
 def _stimage(data) -> Dataset:
     root = _folder(data.dir, stimage.HOW_TO_GET)
     found = stimage.slides(root, data.task)
-    slides = {name: stimage.read(root, name, *about) for name, about in found.items()}
+    slides = {
+        name: stimage.read(root, name, *about, Rules.of(data)) for name, about in found.items()
+    }
     note = "studies stand for patients, which the data set does not tell"
     return Dataset(slides, (), None, note)
 

@@ -7,15 +7,24 @@ Both implement `PatchSource`. How image files are read is `images/`. Simulated i
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stfm_jax.data.hdf5 import open_hdf5
+from stfm_jax.data.images.image import MAX_GIB, SlideImage
 from stfm_jax.data.images.opening import open_image
 from stfm_jax.data.images.sampling import coarsest
+from stfm_jax.data.images.scale import LEAST, MOST, is_of_a_slide
 from stfm_jax.data.patches import PatchSource, WholeImage
+from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
+
+_LOG = logging.getLogger("stfm_jax")
+_FEW = 0.1  # share of spots beyond the image that may be dropped [ours]
 
 _GET_H5 = "HEST's patches/<id>.h5 come with the task's folder."
 _MEND_H5 = "download the file again."
@@ -29,19 +38,22 @@ class ImagePatches:
     kept as uint8 [height, width, 3] until `close` (or the end of a `with` block).
     """
 
-    def __init__(self, path: str | Path, coords_px: np.ndarray, um_per_px: float):
+    def __init__(
+        self, path: str | Path, coords_px: np.ndarray, um_per_px: float, max_gib: float = MAX_GIB
+    ):
         """
         Args:
           path: image file.
           coords_px: [n, 2] (x, y), centres of the patches in pixels of the image (its level 0).
           um_per_px: micrometres per such pixel.
+          max_gib: of pixels that are decoded together.
 
         Raises:
           InputError: no readable image, too large an image, or coordinates outside it.
         """
         self.path = Path(path)
         self.coords_px = np.asarray(coords_px, dtype=np.float64)
-        self.image, self.level = open_image(path), 0
+        self.image, self.level = open_image(path, max_gib), 0
         self.width, self.height = self.image.size
         self._um_per_px = float(um_per_px)  # of level 0
         _check_scale(self._um_per_px, self.path)
@@ -95,7 +107,7 @@ class ImagePatches:
         if len(shape) != 2 or shape[1] != 2:
             raise InputError(f"{self.path}: expected pixel coordinates [n, 2], found {shape}.")
         x, y = self.coords_px.T
-        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
+        inside = _inside(self.coords_px, self.image)
         if not inside.all():
             first = int(np.flatnonzero(~inside)[0])
             raise InputError(
@@ -104,6 +116,48 @@ class ImagePatches:
                 "coordinates must be (x, y) in pixels of this very image. They may be in another "
                 "unit, in the order (y, x), or belong to an image of another size."
             )
+
+
+class Rules(NamedTuple):
+    """How images of a data set are taken: fields of the section `data` of a config."""
+
+    max_gib: float = MAX_GIB  # of pixels that are decoded together
+    strict: bool = False  # a spot beyond the image is an error, however few there are
+
+    @classmethod
+    def of(cls, data: Any) -> Rules:
+        """Those of the section `data` of a config."""
+        return cls(data.max_image_gib, data.strict)
+
+
+AS_USUAL = Rules()
+
+
+def with_image(slide: Slide, path: str | Path, rules: Rules) -> Slide:
+    """The slide with patches of the image that its pixels refer to.
+
+    Few spots beyond the image are dropped, and a line says so: outlines and arrays reach over it.
+
+    Raises:
+      InputError: no readable image, too large a one, or one that most spots do not lie on.
+    """
+    with open_image(path, rules.max_gib) as image:
+        inside = _inside(slide.coords_in, image)
+    lost = int((~inside).sum())
+    if 0 < lost <= _FEW * len(inside) and not rules.strict:
+        _LOG.warning(
+            "%s: %d of %d spots lie beyond the image %s and are dropped "
+            "(--config.data.strict=True refuses them)",
+            *(slide.where, lost, len(inside), path),
+        )
+        slide = slide.subset(inside)
+    patches = ImagePatches(path, slide.coords_in, slide.um_per_px, rules.max_gib)
+    return dataclasses.replace(slide, patches=patches)
+
+
+def _inside(coords_px: np.ndarray, image: SlideImage) -> np.ndarray:
+    """Which places [n, 2] (x, y) lie on an image, [n] bool."""
+    return ((coords_px >= 0) & (coords_px < np.array(image.size))).all(axis=1)
 
 
 class H5Patches:
@@ -206,5 +260,8 @@ def _side(size_um: float, um_per_px: float, path: Path) -> int:
 
 
 def _check_scale(um_per_px: float, path: Path) -> None:
-    if not (np.isfinite(um_per_px) and um_per_px > 0):
-        raise InputError(f"{path}: micrometres per pixel must be above 0, found {um_per_px}.")
+    if not is_of_a_slide(um_per_px):
+        raise InputError(
+            f"{path}: micrometres per pixel must be between {LEAST:g} and {MOST:g}, as of slides, "
+            f"found {um_per_px:g}; are they given in millimetres, or of another image?"
+        )

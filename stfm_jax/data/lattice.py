@@ -17,6 +17,7 @@ FOLDS = {"square": 4, "hex": 6}  # neighbours of a point, and turns that change 
 BLOCK_UM = 2_000.0  # side of the squares that the points of a slide are gone through in
 _NEAR = 1.25  # pitches; farther spots are none of the direct neighbours
 _OFF = 0.45  # pitches; a spot farther from its point lies on no lattice
+_FEWEST, _ORDERLY = 20, 0.9  # spots by which a kind is told, and how well they must fit [ours]
 _ROUNDS = 5  # of fitting the lattice to the points that spots were given
 
 
@@ -52,8 +53,7 @@ def find_lattice(coords_um: np.ndarray, where: str) -> tuple[Lattice, np.ndarray
     if len(coords_um) < 3:
         raise lost
     steps = _steps(coords_um)
-    angle = np.arctan2(steps[:, 1], steps[:, 0])
-    turns = {kind: np.mean(np.exp(1j * fold * angle)) for kind, fold in FOLDS.items()}
+    turns = _turns(steps)
     kind = max(turns, key=lambda name: abs(turns[name]))
     pitch, turned = np.median(np.linalg.norm(steps, axis=1)), np.angle(turns[kind]) / FOLDS[kind]
     between = turned + np.array([0.0, 2 * np.pi / FOLDS[kind]])
@@ -73,6 +73,20 @@ def find_lattice(coords_um: np.ndarray, where: str) -> tuple[Lattice, np.ndarray
     least = index.min(axis=0)
     lattice = Lattice(kind, fit[:2], fit[2] + least @ fit[:2])
     return lattice, (index - least).astype(np.int64)
+
+
+def is_hexagonal(coords: np.ndarray) -> bool:
+    """Whether places [n, 2] of any unit lie on a hexagonal lattice."""
+    if len(coords) < _FEWEST:
+        return False
+    steps = _steps(coords)
+    return abs(_turns(steps)["hex"]) > _ORDERLY
+
+
+def _turns(steps: np.ndarray) -> dict[str, complex]:
+    """How well the directions of steps [m, 2] fit each kind of lattice: up to 1 in size."""
+    angle = np.arctan2(steps[:, 1], steps[:, 0])
+    return {kind: np.mean(np.exp(1j * fold * angle)) for kind, fold in FOLDS.items()}
 
 
 def spot_spacing_um(coords_um: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from stfm_jax.data import embeddings
+from stfm_jax.data import embeddings, fit
 from stfm_jax.data.image import release
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.encoder import Encoder
@@ -37,6 +37,7 @@ def embed(slide: Slide, encoder: Encoder) -> np.ndarray:
       InputError: the slide has no image, or its patches are unreadable.
     """
     _require_image(slide)
+    fit.say_odd(slide)
     return np.concatenate([*_blocks(slide, encoder, 0)])
 
 
@@ -114,6 +115,7 @@ def stored(slide: Slide, encoder: Encoder, path: Path) -> embeddings.Embeddings:
 def _make(slide: Slide, encoder: Encoder, path: Path) -> None:
     """Writes the embedding, going on with what is in the partial file."""
     _require_image(slide)
+    fit.say_odd(slide)
     start = time.monotonic()
     with _rows_file(path.with_suffix(".partial")) as file:
         if path.exists():  # another process made it meanwhile

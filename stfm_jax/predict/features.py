@@ -10,9 +10,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from stfm_jax.data import embeddings, feature_blocks
+from stfm_jax.data import embeddings, feature_blocks, image
 from stfm_jax.data.feature_store import Features
-from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.readers import inputs
 from stfm_jax.data.slide import JOINED_BY, Slide
 from stfm_jax.encoders import loading
@@ -34,10 +33,16 @@ def with_embeddings(slide: Slide, files: str, patch_px: float | None) -> Slide:
     return embeddings.align_all(slide, inputs.open_embeddings(files, patch_px))
 
 
-def with_image(slide: Slide, config: Any, model: Model) -> Slide:
+def with_image(slide: Slide, config: Any, model: Model, rules: image.Rules | None = None) -> Slide:
     """The slide with features of `predict.image`, or of its own, by the model's encoders.
 
     Of a model of several encoders those that the slide has features of are not made again.
+
+    Args:
+      slide: in pixels.
+      config: names the image and the encoders.
+      model: whose they are.
+      rules: how the image is taken, in place of the config's.
 
     Raises:
       InputError: they cannot be made here, or would be of another encoder or other weights.
@@ -50,8 +55,8 @@ def with_image(slide: Slide, config: Any, model: Model) -> Slide:
             "micrometres; store pixels in obsm['spatial'] and uns['um_per_px']."
         )
     if config.predict.image:
-        patches = ImagePatches(config.predict.image, slide.coords_in, slide.um_per_px)
-        slide = dataclasses.replace(slide, patches=patches)
+        slide = image.with_image(slide, config.predict.image, rules or image.Rules.of(config.data))
+        there = _of_model(model, slide) if model.widths else {}
     made = {encoder.identity: embed(slide, encoder) for encoder in encoders}
     return feature_blocks.joined(slide, there | made)
 

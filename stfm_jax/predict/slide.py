@@ -6,6 +6,7 @@ what is held.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 
 import stfm_jax
+from stfm_jax.data.image import Rules
+from stfm_jax.data.lattice import spot_spacing_um
 from stfm_jax.data.readers import inputs
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -34,6 +37,10 @@ _LOG = logging.getLogger("stfm_jax")
 QUANTILES = {"q10": 0.1, "q90": 0.9}
 MIN_DRAWS = 2
 NUMBERS_AT_ONCE = 1 << 24  # of draws whose spread is computed together
+ODD_SPACING = (
+    1.25  # times that of a training slide, or one over it, from which on it is said [ours]
+)
+FEWEST = 10  # spots by which their spacing is told
 SHOWN = 50_000  # spots of a map
 
 
@@ -46,11 +53,14 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
     options = config.predict
     check_options(options)
     slide = inputs.read_to_predict(
-        options.input, reading(options), not (options.embeddings or options.image)
+        options.input,
+        dataclasses.replace(reading(options), rules=Rules.of(config.data)),
+        not (options.embeddings or options.image),
     )
     if options.embeddings:
         slide = features.with_embeddings(slide, options.embeddings, options.patch_px)
     slide = areas.restricted(slide, options.regions)
+    _say_odd_spacing(model, slide)
     folder = Path(options.output).parent
     embeds = bool(options.image or slide.patches)
     budget.check(model, slide, request_of(model, config), folder, embeds)
@@ -74,12 +84,29 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
     return model, slide
 
 
+def _say_odd_spacing(model: Model, slide: Slide) -> None:
+    """Says where spots are as far apart as those of no training slide."""
+    known = [about["pitch_um"] for about in model.slides.values() if about.get("pitch_um")]
+    if not known or slide.num_spots < FEWEST:
+        return
+    apart = spot_spacing_um(slide.coords_um)
+    if not any(1 / ODD_SPACING <= apart / each <= ODD_SPACING for each in known):
+        nearest = min(known, key=lambda each: abs(np.log(apart / each)))
+        _LOG.warning(
+            "%s: spots lie %.3g um apart, those of the training slides %.3g: micrometres per pixel "
+            "may be wrong (%s); if they are right, neighbourhoods are others than in training",
+            slide.where, apart, nearest,
+            f"{slide.um_per_px:g} are taken" if slide.um_per_px else "places are micrometres",
+        )  # fmt: skip
+
+
 def reading(options: Any) -> inputs.Options:
     """How the `predict` section of a config says that its input is read."""
     return inputs.Options(
         features_key="features" if options.embeddings else options.features_key,
         spatial_unit=options.spatial_unit or None,
         um_per_px=options.um_per_px,
+        in_tissue=options.in_tissue,
         bin_um=options.bin_um,
         cells_um=options.cells_um,
         patch_px=options.patch_px,

@@ -23,6 +23,7 @@ import stfm_jax
 from stfm_jax.data import coarsen
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.data.expression import gene_counts
+from stfm_jax.data.image import Rules
 from stfm_jax.data.readers import h5ad, inputs
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -106,6 +107,7 @@ def read_input(config: Any, model: Model) -> Pair:
             features_key=options.features_key,
             spatial_unit=given.spatial_unit,
             um_per_px=given.um_per_px,
+            tissue_mask=given.in_tissue,
         )
         pair = coarsen.with_children(low, high)
     else:
@@ -114,7 +116,8 @@ def read_input(config: Any, model: Model) -> Pair:
         return pair
     high = pair.high
     if options.image:
-        high = with_image(high, config, model)
+        rules = Rules.of(config.data)._replace(strict=True)  # every child belongs to a parent
+        high = with_image(high, config, model, rules)
     if high.features is None:
         raise InputError(
             f"{high.where}: the model sees the children's images; give the slide's by "

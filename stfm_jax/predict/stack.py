@@ -67,6 +67,7 @@ def read_input(config: Any, model: Model) -> StackInput:
         "features_key": options.features_key,
         "spatial_unit": options.spatial_unit or None,
         "um_per_px": options.um_per_px,
+        "tissue_mask": options.in_tissue,
     }
     path = Path(options.input)
     if path.resolve() == Path(options.output).resolve().parent:

@@ -19,6 +19,7 @@ import numpy as np
 
 from stfm_jax.data import embeddings, lattice, tissue
 from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.images.image import MAX_GIB
 from stfm_jax.data.images.opening import open_image
 from stfm_jax.data.images.scale import um_per_px
 from stfm_jax.data.slide import Slide
@@ -47,7 +48,7 @@ def run(config: Any, model: Model, folder: Path) -> None:
     predict_slide.check_options(options)
     _check(options)
     spacing = spacing_um(options, model)
-    found, slide = spots(options, spacing)
+    found, slide = spots(options, spacing, config.data.max_image_gib)
     slide = areas.restricted(slide, options.regions)
     request, beside = predict_slide.request_of(model, config), Path(options.output).parent
     budget.check(model, slide, request, beside, embeds=False)
@@ -70,18 +71,19 @@ def run(config: Any, model: Model, folder: Path) -> None:
         )
 
 
-def spots(options: Any, spacing: float) -> tuple[tissue.Tissue, Slide]:
+def spots(options: Any, spacing: float, max_gib: float = MAX_GIB) -> tuple[tissue.Tissue, Slide]:
     """The tissue of an image, and a slide of spots on it, with patches.
 
     Args:
       options: section `predict` of a config.
       spacing: between neighbouring spots, micrometres.
+      max_gib: of pixels that are decoded together.
 
     Raises:
       InputError: no image, no scale, or no tissue.
     """
     path = Path(options.input)
-    with open_image(path) as image:
+    with open_image(path, max_gib) as image:
         scale = um_per_px(image, options.um_per_px, "--config.predict.um_per_px")
         found = tissue.find(image, scale, options.tissue_threshold)
         size_um = image.size[0] * scale, image.size[1] * scale
@@ -98,7 +100,7 @@ def spots(options: Any, spacing: float) -> tuple[tissue.Tissue, Slide]:
         coords_um=coords * scale,
         coords_in=coords,
         spatial_unit="pixel",
-        patches=ImagePatches(path, coords, scale),
+        patches=ImagePatches(path, coords, scale, max_gib),
         source=str(path),
     )
     _LOG.info(

@@ -83,7 +83,7 @@ def test_spots_outside_say_how_many(picture):
         ImagePatches(path, coords, 1.0)
     with pytest.raises(InputError, match=r"expected pixel coordinates \[n, 2\]"):
         ImagePatches(path, np.zeros((4, 3)), 1.0)
-    with pytest.raises(InputError, match="per pixel must be above 0"):
+    with pytest.raises(InputError, match="per pixel must be between"):
         ImagePatches(path, np.ones((1, 2)), 0.0)
     with pytest.raises(InputError, match="less than one pixel"):
         ImagePatches(path, np.ones((1, 2)), 1.0).read([0], 0.1)
@@ -114,15 +114,14 @@ def test_missing_empty_and_damaged_images(tmp_path, picture):
 
 
 def test_large_images_open_and_the_limit_of_pillow_stays(tmp_path, monkeypatch):
-    from stfm_jax.data.images import pillow_image as module
-
     Image.new("1", (200, 200)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     patches = ImagePatches(tmp_path / "a.png", np.ones((1, 2)), 1.0)  # Pillow alone would raise
     assert patches.width == 200 and Image.MAX_IMAGE_PIXELS == 1000
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    with pytest.raises(InputError, match="gigapixels"):
-        ImagePatches(tmp_path / "a.png", np.ones((1, 2)), 1.0)
+    with pytest.raises(
+        InputError, match=r"200 x 200 pixels, .* take 0.000112 GiB, .*max_image_gib"
+    ):
+        ImagePatches(tmp_path / "a.png", np.ones((1, 2)), 1.0, max_gib=1e-4)
 
 
 @pytest.fixture

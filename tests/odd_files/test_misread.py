@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 import platform_layouts as layouts
 import pytest
+import tifffile
 import tiny
 from bad_input import edit
-from odd import check_refused, check_same
+from odd import Place, check_refused, check_same, predicted
+from PIL import Image
+from slide_files import write_ome
 
 from stfm_jax.data.readers import her2st, inputs, space_ranger, transcripts
 
@@ -191,7 +194,18 @@ def under_another_name(folder, shuffled: bool = False):
     edit(third, lambda adata: adata.obs.__setitem__("section", "S3"))
 
 
+def beside(*names):
+    """Files that other programs left, or ours when it was killed."""
+
+    def change(folder):
+        for name in names:
+            (folder / name).write_bytes(b"\0\5\x16\7 no slide")
+
+    return change
+
+
 TRAINED = [
+    ("names with a dot", beside("._P_S1.h5ad", ".P_S2-x1y2.h5ad", "._P_S1.zarr"), 3, ["3 slides"]),
     # name, what is changed in the folder of three slides, folds, words that are said
     ("patients with spaces", patients("P1", "P1 ", "p2"), 2, ["P1 (P_S1, P_S2); p2 (P_S3)"]),
     ("patients in other case", patients("p1", "P2", "P1"), 2, ["P_S1, P_S3"]),
@@ -229,6 +243,120 @@ def test_folds(closed, tmp_path, capfd, change, folds, words):
 )
 def test_predicted_as_the_plain_file(closed, tmp_path, capfd, make, words, spots):
     check_same(closed, tmp_path, capfd, make, words, spots)
+
+
+def image(name: str, change):
+    """The image as another file; `change` writes pixels [h, w, 3] to a path."""
+
+    def make(place):
+        path = place.root / name
+        change(path, np.asarray(Image.open(place.model.image)))
+        return place.slide(predict__image=str(path))
+
+    return make
+
+
+def transparent(grey: bool = False, mixed: bool = False):
+    """Writes pixels that are white where they are transparent, though their colours are black."""
+
+    def write(path, pixels):
+        glass = (pixels == 255).all(axis=-1)
+        alpha = np.where(glass, 0, 255).astype(np.uint8)
+        rgba = np.dstack([np.where(glass[..., None], 0, pixels), alpha])
+        if path.suffix == ".tif":
+            kind = "assocalpha" if mixed else "unassalpha"
+            tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=[kind])
+        else:
+            Image.fromarray(rgba).save(path)
+
+    return write
+
+
+def turned(path, pixels):
+    """As stored they are the plain ones, whatever viewers make of them."""
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+        return
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+def planes(path, pixels):
+    tifffile.imwrite(path, np.moveaxis(pixels, -1, 0), photometric="minisblack", metadata=None)
+
+
+def scaled(factor: float, um_per_px: float = 5.0):
+    """Places of an image that was scaled."""
+
+    def change(adata):
+        adata.obsm["spatial"] = adata.obsm["spatial"] * factor
+        adata.uns["um_per_px"] = um_per_px
+
+    return change
+
+
+PICTURES = [
+    # name, what is made, words that are said
+    ("three grey pages", image("a.ome.tif", lambda p, x: write_ome(p, x, planes=True)), []),
+    ("three grey pages without OME", image("a.tif", planes), []),
+    ("transparent glass", image("a.png", transparent()), []),
+    ("transparent glass in a TIFF", image("a.tif", transparent()), []),
+    ("transparent glass mixed with black", image("a.tif", transparent(mixed=True)), []),
+    ("a TIFF to be shown turned", image("a.tif", turned), ["shown turned (orientation 6)"]),
+    ("a PNG to be shown turned", image("a.png", turned), ["shown turned (orientation 6)"]),
+]
+SAID = [
+    # name, what is made, words that are said, whatever is predicted
+    (
+        "a grey image",
+        image("a.png", lambda p, x: Image.fromarray(x).convert("L").save(p)),
+        ["a.png is grey; expected the colours of H&E"],
+    ),
+    (
+        "a grey image in three channels",
+        image("a.png", lambda p, x: Image.fromarray(x[..., [1, 1, 1]]).save(p)),
+        ["a.png is grey"],
+    ),
+    (
+        "places of an image that was scaled down",
+        lambda p: p.slide(scaled(0.25, 20.0)),
+        ["spots reach to (60, 60), the tissue", "scaled down"],
+    ),
+    (
+        "micrometres per pixel that are half",
+        lambda p: p.slide(scaled(1.0, 2.5)),
+        ["spots lie 100 um apart, those of the training slides 200: micrometres per pixel may be"],
+    ),
+    (
+        "places beside the tissue",
+        lambda p: image("a.png", beside_tissue)(p),
+        ["of its spots lie on the tissue", "look at the map"],
+    ),
+]
+
+
+def beside_tissue(path, pixels):
+    """Tissue that lies right of the spots, on a wider slide."""
+    glass = np.full_like(pixels, 255)
+    Image.fromarray(np.concatenate([glass, pixels], axis=1)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [case[1:] for case in PICTURES], ids=[case[0] for case in PICTURES]
+)
+def test_pictures(pictured, tmp_path, capfd, make, words):
+    check_same(pictured, tmp_path, capfd, make, words)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [case[1:] for case in SAID], ids=[case[0] for case in SAID]
+)
+def test_what_is_odd_is_said(pictured, tmp_path, capfd, make, words):
+    predicted(pictured, tmp_path / "out.h5ad", **make(Place(tmp_path, pictured)))
+    said = capfd.readouterr().err
+    for word in words:
+        assert word in said, f"{word!r} is not in: {said}"
 
 
 @pytest.mark.parametrize(

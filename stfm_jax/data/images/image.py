@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stfm_jax.data import foreign
+from stfm_jax.errors import InputError
 
 WHITE = (255, 255, 255)
 DEEP = np.dtype(np.uint16)
+MAX_GIB = 8.0  # [ours] of pixels that are decoded together: `data.max_image_gib`
+_LOG = logging.getLogger("stfm_jax")
 
 
 class Unreadable(Exception):
@@ -43,6 +47,7 @@ class SlideImage(abc.ABC):
     levels: tuple[Level, ...]
     um_per_px: float | None  # of level 0 as the file says; None where it does not
     background: tuple[int, int, int] = WHITE
+    grey: bool = False  # whether its file has one channel
     _open: Any = None
     _process: int | None = None  # that opened it: no library's handle survives a fork
 
@@ -104,14 +109,44 @@ def reading(path: Path) -> contextlib.AbstractContextManager[None]:
     return foreign.reading(path, "a readable image", advice, (Unreadable,))
 
 
-def on_background(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """RGB [h, w, 3] of RGBA [h, w, 4] uint8 on a ground of one colour."""
+def check_decoded(path: Path, size: Level, max_gib: float) -> None:
+    """Raises InputError for pixels that are decoded together and would take too much memory."""
+    needed = size.width * size.height * 3 / 2**30
+    if needed > max_gib:
+        raise InputError(
+            f"{path}: its {size.width} x {size.height} pixels, which are decoded together, take "
+            f"{needed:.3g} GiB, but --config.data.max_image_gib allows {max_gib:g}; raise it, or "
+            "convert the image to a pyramidal TIFF with tiles."
+        )
+
+
+def say_turned(path: Path, orientation: object) -> None:
+    """Says where a file asks to be shown turned or mirrored, which no image here is."""
+    if orientation not in (None, 0, 1):
+        _LOG.warning(
+            "%s: says that it is to be shown turned (orientation %s); pixels are taken as they are "
+            "stored, and places must be of these",
+            *(path, orientation),
+        )
+
+
+def on_background(
+    rgba: np.ndarray, background: tuple[int, int, int], mixed: bool = False
+) -> np.ndarray:
+    """RGB [h, w, 3] of RGBA [h, w, 4] uint8 on a ground of one colour.
+
+    Args:
+      rgba: pixels, and how opaque they are.
+      background: colour of the ground.
+      mixed: whether colours are those on black already (associated alpha of TIFF).
+    """
     alpha = rgba[..., 3:]
     if (alpha == 255).all():
         return rgba[..., :3]
     share = alpha.astype(np.float32) / 255
-    mixed = rgba[..., :3] * share + np.asarray(background, np.float32) * (1 - share)
-    return np.round(mixed).astype(np.uint8)
+    own = rgba[..., :3] * (1.0 if mixed else share)
+    on_ground = own + np.asarray(background, np.float32) * (1 - share)
+    return np.clip(np.round(on_ground), 0, 255).astype(np.uint8)
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 
 from stfm_jax.data.images import openslide_image, zarr_image
-from stfm_jax.data.images.image import SlideImage, Unreadable
+from stfm_jax.data.images.image import MAX_GIB, SlideImage, Unreadable
 from stfm_jax.data.images.openslide_image import GENERIC, OpenSlideImage
 from stfm_jax.data.images.pillow_image import PillowImage
-from stfm_jax.data.images.tiff_image import TiffImage
+from stfm_jax.data.images.tiff_image import TiffImage, of_several_pages
 from stfm_jax.data.images.zarr_image import ZarrImage
 from stfm_jax.errors import InputError
 
@@ -37,8 +37,12 @@ def is_image(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() in SUFFIXES or zarr_image.is_one(Path(path))
 
 
-def open_image(path: str | os.PathLike) -> SlideImage:
+def open_image(path: str | os.PathLike, max_gib: float = MAX_GIB) -> SlideImage:
     """The image in a file, its header read.
+
+    Args:
+      path: of the file.
+      max_gib: of pixels that are decoded together; `data.max_image_gib`.
 
     Raises:
       InputError: there is none, nobody opens it, or it is damaged; says what to do.
@@ -56,10 +60,10 @@ def open_image(path: str | os.PathLike) -> SlideImage:
     with open(path, "rb") as file:
         head = file.read(4)
     if head in _TIFF_HEADS:
-        return _tiff(path)
+        return _tiff(path, max_gib)
     suffix = path.suffix.lower()
     if suffix in _PLAIN:
-        return PillowImage(path)
+        return PillowImage(path, max_gib=max_gib)
     if openslide_image.maker(path):
         return OpenSlideImage(path)
     if suffix in _MAKERS and not openslide_image.installed():
@@ -74,29 +78,35 @@ def open_image(path: str | os.PathLike) -> SlideImage:
         )
     if suffix in _CONVERT:
         raise InputError(f"{path}: no library here opens {suffix}; {_HOW}.")
-    return PillowImage(path)
+    return PillowImage(path, max_gib=max_gib)
 
 
-def _tiff(path: Path) -> SlideImage:
+def _tiff(path: Path, max_gib: float) -> SlideImage:
     maker = openslide_image.maker(path)
     if maker and maker != GENERIC:
         try:
             return OpenSlideImage(path)
         except InputError:
-            return _without_openslide(path)
-    return _without_openslide(path, also=maker is not None)
+            return _without_openslide(path, max_gib)
+    return _without_openslide(path, max_gib, also=maker is not None)
 
 
-def _without_openslide(path: Path, also: bool = False) -> SlideImage:
+def _without_openslide(path: Path, max_gib: float, also: bool = False) -> SlideImage:
     """By tifffile or Pillow; or after all by OpenSlide, where it opens it `also`."""
     try:
-        return TiffImage(path)
+        return TiffImage(path, max_gib)
     except Unreadable as error:
         why = str(error)
-    if also:
+    several = of_several_pages(path)
+    if also and not several:
         return OpenSlideImage(path)
     try:
-        return PillowImage(path)
+        if several:  # Pillow would read the first of them as all
+            raise InputError(
+                f"{path}: expected one page of colours, found {why} in several pages, which no "
+                f"library here decodes; {_HOW}."
+            )
+        return PillowImage(path, max_gib=max_gib)
     except InputError as error:
         if openslide_image.installed():
             raise

@@ -19,12 +19,15 @@ import tifffile
 
 from stfm_jax.data.images.image import (
     DEEP,
+    MAX_GIB,
     Level,
     SlideImage,
     Unreadable,
+    check_decoded,
     eight_bits,
     on_background,
     reading,
+    say_turned,
 )
 from stfm_jax.data.images.scale import of_both
 from stfm_jax.errors import InputError
@@ -33,7 +36,8 @@ CACHE_BYTES = 1 << 28  # of decoded tiles
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM |= {"μm": 1.0, "in": 25_400.0, "inch": 25_400.0}  # the Greek letter beside the micro sign
 _RESOLUTION_UNITS = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
-_ASSOCIATED = ("label", "macro", "thumbnail", "overview")  # never read: they may name the patient
+_ASSOCIATED = 1  # of a fourth sample: colours are those on black
+_LABELS = ("label", "macro", "thumbnail", "overview")  # never read: they may name the patient
 _PHOTOMETRIC = ("RGB", "MINISBLACK", "YCBCR")
 _PROPORTION = 0.02  # by which width and height of a level may differ in their ratio to level 0
 
@@ -41,7 +45,7 @@ _PROPORTION = 0.02  # by which width and height of a level may differ in their r
 class TiffImage(SlideImage):
     """A TIFF with its levels; each a page of colours, or three pages of one channel."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, max_gib: float = MAX_GIB):
         """Reads the headers.
 
         Raises:
@@ -54,10 +58,16 @@ class TiffImage(SlideImage):
             self.is_ome = bool(tiff.is_ome)
             pages = _levels(tiff, path)
             _check_decodable(pages[0][0])
+            for level in pages:
+                check_decoded(path, _piece(level[0]), max_gib)
+            tag = pages[0][0].tags.get("Orientation")
+            say_turned(path, None if tag is None else int(tag.value))
             # What a handle is found by again: every level's pages by their place in the file.
             self._offsets = tuple(tuple(page.offset for page in level) for level in pages)
             self.levels = tuple(Level(p[0].imagewidth, p[0].imagelength) for p in pages)
             self.um_per_px = _scale(tiff, pages[0][0], path)
+            self.grey = len(pages[0]) == 1 and pages[0][0].samplesperpixel < 3
+            self._mixed = _ASSOCIATED in tuple(pages[0][0].extrasamples or ())
 
     def _opens(self) -> _Pages:
         return _Pages(self.path, self._offsets)
@@ -70,9 +80,11 @@ class TiffImage(SlideImage):
             pages = opened.levels[level]
             planes = [opened.region(page, x, y, width, height) for page in pages]
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
-        if pixels.shape[-1] in (1, 2):
-            return np.repeat(pixels[..., :1], 3, axis=-1)
-        return on_background(pixels, self.background) if pixels.shape[-1] == 4 else pixels
+        if pixels.shape[-1] in (1, 2):  # grey, alone or with how opaque it is
+            pixels = np.concatenate([pixels[..., :1].repeat(3, -1), pixels[..., 1:]], axis=-1)
+        if pixels.shape[-1] == 3:
+            return pixels
+        return on_background(pixels, self.background, self._mixed)
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_lock": None}
@@ -141,9 +153,23 @@ class _Pages:
         return tile
 
 
+def of_several_pages(path: Path) -> bool:
+    """Whether the largest image of a TIFF is one of several pages, such as a channel each."""
+    with reading(path), tifffile.TiffFile(path) as tiff:
+        whole = max(tiff.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+        return len(whole.levels[0].pages) > 1
+
+
+def _piece(page: tifffile.TiffPage) -> Level:
+    """What is decoded together: a tile, or a strip."""
+    if page.is_tiled:
+        return Level(page.tilewidth, page.tilelength)
+    return Level(page.imagewidth, min(page.rowsperstrip, page.imagelength))
+
+
 def _levels(tiff: tifffile.TiffFile, path: Path) -> list[list[tifffile.TiffPage]]:
     """Pages of each level, finest first: one of colours, or one for each of three channels."""
-    series = [s for s in tiff.series if not any(w in (s.name or "").lower() for w in _ASSOCIATED)]
+    series = [s for s in tiff.series if not any(w in (s.name or "").lower() for w in _LABELS)]
     if not series:
         raise InputError(f"{path}: expected the image of a slide, found no page of one.")
     whole = max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)

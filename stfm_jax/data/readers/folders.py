@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.image import AS_USUAL, Rules
+from stfm_jax.data.image import with_image as on_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import plain, space_ranger, visium, visium_hd, xenium
 from stfm_jax.data.slide import Slide
@@ -38,6 +39,7 @@ class Options:
     bin_um: float = 8.0  # of platforms that have bins
     cells_um: float = 0.0  # squares that cells are added up in; 0: cells are spots
     alignment: Path | None = None  # of the image, where it has a file
+    rules: Rules = AS_USUAL  # how images are taken
     fields: str = "data"  # section of the config that these come from, for messages
 
 
@@ -89,7 +91,7 @@ def platform_of(folder: Path) -> Platform | None:
     return next((p for p in PLATFORMS.values() if p.is_one(folder)), None)
 
 
-def with_image(slide: Slide, image: str | Path) -> Slide:
+def with_image(slide: Slide, image: str | Path, rules: Rules) -> Slide:
     """The slide with patches of the image that its pixels refer to."""
     if slide.um_per_px is None:
         raise InputError(
@@ -97,8 +99,7 @@ def with_image(slide: Slide, image: str | Path) -> Slide:
             f"{image} they are; add the alignment (Xenium: *_he_imagealignment.csv), or take the "
             "image out of the folder."
         )
-    patches = ImagePatches(image, slide.coords_in, slide.um_per_px)
-    return dataclasses.replace(slide, patches=patches)
+    return on_image(slide, image, rules)
 
 
 def read_all(root: Path, reader: str, options: Options) -> dict[str, Slide]:
@@ -130,7 +131,7 @@ def read_all(root: Path, reader: str, options: Options) -> dict[str, Slide]:
         if image is None:
             _LOG.info("%s: no image of full resolution in %s or beside it", slide.where, folder)
         else:
-            slide = with_image(slide, image)
+            slide = with_image(slide, image, options.rules)
         slides[name] = dataclasses.replace(
             slide,
             patient=row.get("patient", ""),

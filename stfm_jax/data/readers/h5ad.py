@@ -37,6 +37,7 @@ def read(
     counts_layer: str = "counts",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
+    tissue_mask: bool = True,
     fields: str = "data",
 ) -> Slide:
     """Reads an AnnData file that holds one slide; for the arguments see `slide_from_anndata`.
@@ -56,6 +57,7 @@ def read(
         counts_layer=counts_layer,
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
+        tissue_mask=tissue_mask,
         fields=fields,
     )
 
@@ -66,6 +68,7 @@ def read_to_predict(
     features_key: str = "features",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
+    tissue_mask: bool = True,
 ) -> Slide:
     """Reads a slide as `read`, but counts are not looked at, and an embedding stays in the file.
 
@@ -81,6 +84,7 @@ def read_to_predict(
         features_key=features_key,
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
+        tissue_mask=tissue_mask,
         expression="ignored",
         features=features,
         fields="predict",
@@ -93,6 +97,7 @@ def read_children(
     features_key: str = "features",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
+    tissue_mask: bool = True,
 ) -> Slide:
     """Reads the finer spots of another file, as `read`; they may have no counts.
 
@@ -108,6 +113,7 @@ def read_children(
         features_key=features_key,
         spatial_unit=spatial_unit,
         um_per_px=um_per_px,
+        tissue_mask=tissue_mask,
         expression="if measured",
         fields="predict",
     )
@@ -135,6 +141,7 @@ def read_stack_to_predict(
     counts_layer: str = "counts",
     spatial_unit: str | None = None,
     um_per_px: float | None = None,
+    tissue_mask: bool = True,
 ) -> list[Slide]:
     """Reads sections as `read_stack`, but they need no counts, and an embedding stays in the file.
 
@@ -151,6 +158,7 @@ def read_stack_to_predict(
         "counts_layer": counts_layer,
         "spatial_unit": spatial_unit,
         "um_per_px": um_per_px,
+        "tissue_mask": tissue_mask,
         "expression": "if measured",
         "fields": "predict",
     }

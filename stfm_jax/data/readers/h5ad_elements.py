@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from stfm_jax.data import feature_blocks, labels
 from stfm_jax.data.counts import is_count, rounded
+from stfm_jax.data.images.scale import LEAST
 from stfm_jax.data.panel import gene_names, sum_duplicates
 from stfm_jax.data.readers import pitch, scanpy_scale
 from stfm_jax.data.readers.places import numbers
@@ -30,7 +31,7 @@ _YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 _SAME_UM = 0.01  # heights this close are one height, rounded as float32
 
 
-def in_tissue(adata: anndata.AnnData, where: str) -> np.ndarray | None:
+def in_tissue(adata: anndata.AnnData, where: str, fields: str = "data") -> np.ndarray | None:
     """The spots [m] that are in the tissue; None where all are."""
     if "in_tissue" not in adata.obs:
         return None
@@ -39,10 +40,14 @@ def in_tissue(adata: anndata.AnnData, where: str) -> np.ndarray | None:
     mask = text.isin(_YES).to_numpy()
     if not (mask | text.isin(_NO).to_numpy()).all():
         raise InputError(
-            f"{where}: expected obs['in_tissue'] to be 0 or 1, found {listed(column.unique())}."
+            f"{where}: expected obs['in_tissue'] to be 0 or 1, found {listed(column.unique())}; "
+            f"if it means something else, --config.{fields}.in_tissue=False ignores it."
         )
     if not mask.any():
-        raise InputError(f"{where}: obs['in_tissue'] puts every spot outside the tissue.")
+        raise InputError(
+            f"{where}: obs['in_tissue'] puts every spot outside the tissue; if it means nothing, "
+            f"--config.{fields}.in_tissue=False ignores it."
+        )
     if mask.all():
         return None
     _LOG.info("%s: %d of %d spots dropped, outside the tissue", where, (~mask).sum(), len(mask))
@@ -76,7 +81,7 @@ def um_per_px(
     """Micrometres per pixel; see `spatial_unit`, and `scanpy_scale` where neither gives it."""
     given = argument if argument is not None else adata.uns.get("um_per_px")
     by_scanpy = scanpy_scale.scales(adata, where)
-    if given is None and by_scanpy:
+    if given is None and by_scanpy and scanpy_scale.scalefactors(adata, where) is not None:
         return pitch.um_per_px(by_scanpy, where)
     if given is None:
         raise InputError(
@@ -89,6 +94,11 @@ def um_per_px(
         scale = np.nan
     if not (np.isfinite(scale) and scale > 0):
         raise InputError(f"{where}: um_per_px must be a number above 0, found {given!r}.")
+    if scale < LEAST:
+        raise InputError(
+            f"{where}: expected micrometres per pixel, {LEAST:g} or more, found {scale:g}; is it "
+            "in millimetres? Scanners have about 0.25 (40x) or 0.5 (20x)."
+        )
     return pitch.um_per_px({"um_per_px as given": scale, **by_scanpy}, where)
 
 

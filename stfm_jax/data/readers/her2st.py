@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.image import AS_USUAL, Rules, with_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.panel import sum_duplicates
 from stfm_jax.data.readers import dense_table, pitch, plain
@@ -53,7 +53,9 @@ def sections(root: str | Path) -> list[str]:
     return sorted(counts & spots)
 
 
-def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
+def read(
+    root: str | Path, section: str, *, spacing_um: float = 16.0, rules: Rules = AS_USUAL
+) -> Slide:
     """Reads one section.
 
     Spots are those that are selected (under tissue) and have a row of counts. Coordinates keep the
@@ -65,6 +67,7 @@ def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
       section: such as `C2`; the first letter is the patient.
       spacing_um: distance between serial sections, which the data do not record [ours]; `z_um` is
         the number in the section's name times this.
+      rules: how its image is taken.
 
     Raises:
       FileNotFoundError: a table of the section is missing.
@@ -91,7 +94,7 @@ def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
     where = f"section {section} ({base})"
     um_per_px = PITCH_UM / pitch.similarity(array, pixels, where, "new_x, new_y")[0]
     image = _image(base, section)
-    return Slide(
+    slide = Slide(
         name=section,
         barcodes=spots.index.to_numpy().astype(str),
         coords_um=pixels * um_per_px,
@@ -99,12 +102,12 @@ def read(root: str | Path, section: str, *, spacing_um: float = 16.0) -> Slide:
         spatial_unit="pixel",
         counts=counts,
         genes=genes,
-        patches=None if image is None else ImagePatches(image, pixels, um_per_px),
         patient=section[:1],
         section=section,
         z_um=_number(section) * spacing_um,
         source=str(counts_path),
     )
+    return slide if image is None else with_image(slide, image, rules)
 
 
 def _base(root: str | Path) -> Path:

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stfm_jax.data import labels
-from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.image import AS_USUAL, Rules, with_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import h5ad, hest, pitch, plain
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
@@ -105,12 +105,14 @@ def read(
     *,
     patient: str = "",
     um_per_px: float | None = None,
+    rules: Rules = AS_USUAL,
 ) -> Slide:
     """Reads a slide, with patches of its image, or those that are stored where there is none.
 
     Args:
       about: what is told of it.
       um_per_px: micrometres per pixel, over what its spots say.
+      rules: how its image is taken.
 
     Raises:
       FileNotFoundError, InputError: a file is missing or damaged, or not of this slide.
@@ -140,8 +142,7 @@ def read(
     slide = dataclasses.replace(_without_controls(slide), patient=patient)
     image, patches = root / "wsis" / f"{name}.tif", root / "patches" / f"{name}.h5"
     if image.is_file():
-        source = ImagePatches(image, slide.coords_in, slide.um_per_px)
-        return dataclasses.replace(slide, patches=source)
+        return with_image(slide, image, rules)
     return hest.with_patches(slide, patches, HOW_TO_GET) if patches.is_file() else slide
 
 

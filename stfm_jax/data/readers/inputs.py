@@ -15,6 +15,7 @@ import pandas as pd
 
 from stfm_jax.data import embeddings
 from stfm_jax.data.expression import expression
+from stfm_jax.data.image import AS_USUAL, Rules
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import folders, h5ad, h5ad_counts, spatial_data, tenx, zarr_store
 from stfm_jax.data.slide import Slide
@@ -30,9 +31,11 @@ class Options:
     features_key: str = "features"
     spatial_unit: str | None = None
     um_per_px: float | None = None
+    in_tissue: bool = True  # whether spots outside the tissue are dropped
     bin_um: float = 8.0
     cells_um: float = 0.0
     patch_px: float | None = None  # of patches of embeddings
+    rules: Rules = AS_USUAL  # how a folder's image is taken
 
 
 def read_to_predict(path: str | Path, options: Options, look_for_image: bool = False) -> Slide:
@@ -55,12 +58,13 @@ def read_to_predict(path: str | Path, options: Options, look_for_image: bool = F
             features_key=options.features_key,
             spatial_unit=options.spatial_unit,
             um_per_px=options.um_per_px,
+            tissue_mask=options.in_tissue,
         )
         wanted = look_for_image and slide.features is None and zarr_store.is_store(path)
         return spatial_data.with_image(slide, path) if wanted else slide
     slide = _read(path, platform, options, counts=False)
     image = platform.image(path) if look_for_image else None
-    return slide if image is None else folders.with_image(slide, image)
+    return slide if image is None else folders.with_image(slide, image, options.rules)
 
 
 def read_counted(path: str | Path, options: Options) -> Slide:
@@ -75,6 +79,7 @@ def read_counted(path: str | Path, options: Options) -> Slide:
             path,
             spatial_unit=options.spatial_unit,
             um_per_px=options.um_per_px,
+            tissue_mask=options.in_tissue,
             fields="predict",
         )
     return _read(path, platform, options, counts=True)

@@ -13,6 +13,7 @@ import anndata
 import numpy as np
 from scipy.spatial import cKDTree
 
+from stfm_jax.data.lattice import is_hexagonal
 from stfm_jax.data.readers import pitch, space_ranger, visium
 from stfm_jax.errors import InputError
 
@@ -48,14 +49,16 @@ def scalefactors(adata: anndata.AnnData, where: str) -> Mapping[str, Any] | None
 
 
 def scales(adata: anndata.AnnData, where: str) -> dict[str, float | None]:
-    """Micrometres per pixel by their source, the most trusted first; nothing without scale factors.
+    """Micrometres per pixel by their source, the most trusted first.
+
+    Without scale factors what an array or a hexagonal lattice says, which is Visium's; or nothing.
 
     The distance of spots is taken where the spots' diameter agrees with it, else the diameter: the
     spots that are there may be some of a slide. [ours]
     """
     factors = scalefactors(adata, where)
     if factors is None:
-        return {}
+        return {_BY_DISTANCE: scale} if (scale := _by_array(adata) or _by_kind(adata)) else {}
     exact = _number(factors, "microns_per_pixel")
     if exact is not None:
         return {"microns_per_pixel of uns['spatial']": exact}
@@ -99,6 +102,13 @@ def _by_array(adata: anndata.AnnData) -> float | None:
         return 1.0 / pitch.similarity(array * visium.STEP_UM, coords, "", "", True)[0]
     except (InputError, TypeError, ValueError):  # of another array
         return None
+
+
+def _by_kind(adata: anndata.AnnData) -> float | None:
+    """Of a hexagonal lattice, which is Visium's; children are finer."""
+    coords = _coords(adata)
+    of_visium = "parent" not in adata.obs and is_hexagonal(coords)
+    return _by_distance(adata) if of_visium else None
 
 
 def _by_distance(adata: anndata.AnnData) -> float | None:

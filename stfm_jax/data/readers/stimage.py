@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.image import AS_USUAL, Rules, with_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.panel import sum_duplicates
 from stfm_jax.data.readers import dense_table, pitch, plain, visium
@@ -78,7 +78,7 @@ def slides(root: Path, tissue: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def read(root: Path, name: str, technology: str, study: str) -> Slide:
+def read(root: Path, name: str, technology: str, study: str, rules: Rules = AS_USUAL) -> Slide:
     """Reads a slide; its study stands for the patient.
 
     Raises:
@@ -105,7 +105,7 @@ def read(root: Path, name: str, technology: str, study: str) -> Slide:
     scale = _um_per_px(spots, pixels, technology, name, coords_path)
     counts, genes = sum_duplicates(counts[np.flatnonzero(kept)], genes, name)
     image = root / technology / "image" / f"{name}.png"
-    return Slide(
+    slide = Slide(
         name=name,
         barcodes=spots,
         coords_um=pixels * scale,
@@ -113,10 +113,10 @@ def read(root: Path, name: str, technology: str, study: str) -> Slide:
         spatial_unit="pixel",
         counts=counts,
         genes=genes,
-        patches=ImagePatches(image, pixels, scale) if image.is_file() else None,
         patient=study,
         source=str(path),
     )
+    return with_image(slide, image, rules) if image.is_file() else slide
 
 
 def _counts(root: Path, name: str, technology: str) -> Path | None:
