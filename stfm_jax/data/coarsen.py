@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 
+from stfm_jax.data import labels
 from stfm_jax.data.lattice import find_lattice
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -136,8 +137,8 @@ def with_children(low: Slide, high: Slide) -> Pair:
         raise InputError(
             f"{high.where}: expected the names of its spots' parents in obs['parent']."
         )
-    row_of = {name: i for i, name in enumerate(low.barcodes)}
-    parent = np.array([row_of.get(name, -1) for name in high.parent])
+    named, of = np.unique(high.parent, return_inverse=True)
+    parent = labels.places(named, low.barcodes, high.where)[of]
     lost = np.flatnonzero(parent < 0)
     if len(lost):
         raise InputError(

@@ -21,10 +21,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 from scipy.spatial import cKDTree
 
-from stfm_jax.data import feature_blocks, feature_store
+from stfm_jax.data import feature_blocks, feature_store, labels
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
@@ -37,6 +36,7 @@ _FEATURES = ("features", "embeddings")
 _FOLDER = "features_"  # of TRIDENT, before the encoder's name
 # Patches and spots of one place differ by rounding at a level of the pyramid. [ours]
 _SAME_PX, _SAME_SHARE = 4.0, 0.02
+_MOST = 0.5  # share of spots with an embedding below which that is a warning [ours]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,8 @@ def align(slide: Slide, embeddings: Embeddings) -> Slide:
     row = _by_place(slide, embeddings) if embeddings.barcodes is None else _row(slide, embeddings)
     found = row >= 0
     if not found.all():
-        _LOG.info(
+        _LOG.log(
+            logging.WARNING if found.mean() < _MOST else logging.INFO,
             "%s: %d of %d spots dropped, which have no embedding in %s",
             slide.where,
             int((~found).sum()),
@@ -251,7 +252,7 @@ def _row(slide: Slide, embeddings: Embeddings) -> np.ndarray:
             f"{embeddings.where}: barcodes must be unique, but '{values[times > 1][0]}' occurs "
             f"{times.max()} times; {_MEND}"
         )
-    row = pd.Index(embeddings.barcodes).get_indexer(slide.barcodes)
+    row = labels.places(slide.barcodes, embeddings.barcodes, slide.where)
     if not (row >= 0).any():
         raise InputError(
             f"{slide.where}: none of its {slide.num_spots} barcodes (such as "

@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 
 _LOG = logging.getLogger("stfm_jax")
-_NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
+_NUMBER = re.compile(r"[+-]?\d{1,300}(?:\.0*)?")
 _BETWEEN = re.compile(r"[\s_-]+")
 _SILENT = frozenset(("", "nan", "none", "na", "n/a", "<na>", "null", "unknown"))
+# What a barcode is without the marks of its sample: nucleotides, a bin, or a place of an array.
+_CORE = re.compile(r"[ACGT]{10,}|s_\d+um_\d+_\d+|-?\d+x-?\d+")
+_FEWEST = 3  # spots of a slide: names of fewer spots name no slides [ours]
 # Columns of `obs` by which files of several slides name them, in lower case without separators.
 _SLIDE_COLUMNS = frozenset(
     "library libraryid sample sampleid samplename samples batch batchid batchname slice sliceid "
@@ -35,7 +38,7 @@ def key(label: object) -> str:
     """By which labels are compared."""
     text = said(label)
     if _NUMBER.fullmatch(text):
-        return str(int(float(text)))
+        return str(int(text.partition(".")[0]))
     return _BETWEEN.sub(" ", text).casefold()
 
 
@@ -43,6 +46,19 @@ def is_slide_column(name: object) -> bool:
     """Whether a column says which slide a spot is of."""
     text = re.sub(r"[\W_]+", "", str(name)).lower()
     return text in _SLIDE_COLUMNS or (text == "section" and name != "section")
+
+
+def marks(barcodes: Iterable[str]) -> list[str]:
+    """What stands around barcodes where that tells several slides apart, as `-1`, `-2`."""
+    names = pd.Series(list(barcodes), dtype=str)
+    cores = names.str.contains(_CORE)
+    return several(names.str.replace(_CORE, "", n=1, regex=True)) if cores.all() else []
+
+
+def several(values: pd.Series) -> list[str]:
+    """The names of several slides; none where a column names one, or something else."""
+    found = sorted({said(each) for each in values.unique()})
+    return found if 1 < len(found) <= len(values) / _FEWEST else []
 
 
 def one_spelling(labels: Iterable[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -21,7 +22,9 @@ from odd import Place, check_refused, check_same, predicted
 from PIL import Image
 from slide_files import write_ome
 
+from stfm_jax.data import embeddings
 from stfm_jax.data.readers import her2st, inputs, space_ranger, transcripts
+from stfm_jax.errors import InputError
 
 
 def before_encodings(place) -> dict:
@@ -388,3 +391,38 @@ def test_names_with_a_dot_are_never_looked_at(pictured, tmp_path):
     for name in ("a.csv", "._a.csv", ".b.csv"):
         (molecules / name).write_text("gene,x,y\nA,1,1\n")
     assert list(transcripts.tables(molecules)) == ["a"]
+
+
+def test_molecules_are_counted(tmp_path):
+    """`MIDCount` = 3 is three molecules, as three rows are."""
+    rows = [("A", 1.0, 1.0, 3), ("B", 9.0, 1.0, 1), ("A", 1.5, 1.0, 2)]
+    table = pd.DataFrame(rows, columns=["gene", "x", "y", "MIDCount"])
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_parquet(tmp_path / "b.parquet")
+    table.loc[table.index.repeat(table["MIDCount"]), ["gene", "x", "y"]].to_csv(
+        tmp_path / "c.csv", index=False
+    )
+    found = [transcripts.read(tmp_path / n, "s", 8.0) for n in ("a.csv", "b.parquet", "c.csv")]
+    for slide in found:
+        np.testing.assert_array_equal(slide.counts.toarray(), [[5, 0], [0, 1]])
+    table.assign(MIDCount=0.5).to_csv(tmp_path / "d.csv", index=False)
+    with pytest.raises(InputError, match=r"whole numbers of molecules .*found 0\.5"):
+        transcripts.read(tmp_path / "d.csv", "s", 8.0)
+
+
+def test_barcodes_that_lost_their_zeros(closed, tmp_path, capfd):
+    """`007` in one file is `7` in the other, as spreadsheets leave them."""
+    adata = anndata.read_h5ad(closed.slide)
+    names = [f"{i:03d}" for i in range(adata.n_obs)]
+    stored = tmp_path / "features.h5"
+    features = np.asarray(adata.obsm["features"])
+    short = np.array([name.lstrip("0") or "0" for name in names])
+    embeddings.write(stored, features, np.zeros((len(names), 2)), short, tiny.ENCODER)
+
+    def change(adata):
+        adata.obs_names = names
+        del adata.obsm["features"]
+
+    said = ["names are spelled otherwise, such as '000' for '0', and taken for the same"]
+    give = {"predict__embeddings": str(stored)}
+    check_same(closed, tmp_path, capfd, lambda place: place.slide(change, **give), said)

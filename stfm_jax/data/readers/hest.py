@@ -26,6 +26,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from stfm_jax.data import embeddings as embedding_files
+from stfm_jax.data import labels
 from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_file
 from stfm_jax.data.image import H5Patches
 from stfm_jax.data.listing import visible
@@ -273,13 +274,12 @@ def with_patches(slide: Slide, path: Path, advice: str) -> Slide:
             raise InputError(f"{path}: expected the dataset barcode. {advice}")
         barcodes = decode_strings(file[key][()])
         number = len(file["img"])
-    row = {barcode: i for i, barcode in enumerate(barcodes)}
-    if len(row) < number or len(barcodes) != number:
+    if len(set(barcodes)) < number or len(barcodes) != number:
         raise InputError(
             f"{path}: expected one barcode of its own for each of {number} patches, found "
-            f"{len(barcodes)}, {len(row)} of them different. {advice}"
+            f"{len(barcodes)}, {len(set(barcodes))} of them different. {advice}"
         )
-    rows = np.array([row.get(barcode, -1) for barcode in slide.barcodes], dtype=int)
+    rows = labels.places(slide.barcodes, barcodes, slide.where)
     found = rows >= 0
     if not found.any():
         raise InputError(

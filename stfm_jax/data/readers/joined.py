@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -14,9 +11,6 @@ from stfm_jax.data.readers import scanpy_scale
 from stfm_jax.errors import InputError
 
 _ARRAY = ["array_row", "array_col"]
-# What a barcode is without the marks of its sample: nucleotides, a bin, or a place of an array.
-_CORE = re.compile(r"[ACGT]{10,}|s_\d+um_\d+_\d+|-?\d+x-?\d+")
-_FEWEST = 3  # spots of a slide: names of fewer spots name no slides [ours]
 _TWICE = 0.01  # share of spots on others' places from which on it is two arrays [ours]
 
 
@@ -30,7 +24,7 @@ def require_one_slide(adata: anndata.AnnData, where: str) -> None:
       InputError: says by what, and how to take them apart.
     """
     for name in filter(labels.is_slide_column, adata.obs):
-        found = _slides(adata.obs[name])
+        found = labels.several(adata.obs[name])
         if found:
             raise InputError(
                 f"{where}: expected one slide, found {len(found)} in obs[{name!r}] "
@@ -41,26 +35,13 @@ def require_one_slide(adata: anndata.AnnData, where: str) -> None:
     scanpy_scale.scalefactors(adata, where)
     if "parent" in adata.obs:  # children are named after their parents
         return
-    found = marks(adata.obs_names)
+    found = labels.marks(adata.obs_names)
     if found:
         raise InputError(
             f"{where}: expected one slide, found barcodes of {len(found)} ({_some(found)} around "
             "them); write each into a file of its own, or as a stack name them in obs['section']."
         )
     _require_one_array(adata.obs, where)
-
-
-def marks(barcodes: Iterable[str]) -> list[str]:
-    """What stands around barcodes where that tells several slides apart, as `-1`, `-2`."""
-    names = pd.Series(list(barcodes), dtype=str)
-    cores = names.str.contains(_CORE)
-    return _slides(names.str.replace(_CORE, "", n=1, regex=True)) if cores.all() else []
-
-
-def _slides(values: pd.Series) -> list[str]:
-    """The names of several slides; none where a column names one, or something else."""
-    found = sorted({labels.said(each) for each in values.unique()})
-    return found if 1 < len(found) <= len(values) / _FEWEST else []
 
 
 def _require_one_array(obs: pd.DataFrame, where: str) -> None:

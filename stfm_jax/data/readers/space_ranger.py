@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stfm_jax.data import labels
 from stfm_jax.data.images.opening import is_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import pitch, plain, tenx
@@ -229,6 +230,13 @@ def matched(spots: Spots, matrix: tenx.Matrix, where: str) -> tuple[Spots, np.nd
     if not rows.is_unique:
         twice = rows[rows.duplicated()][0]
         raise InputError(f"{matrix.path}: names the barcode {twice!r} twice; get the file again.")
+    wells = labels.marks(matrix.barcodes)
+    if wells:
+        raise InputError(
+            f"{matrix.path}: expected one capture area, found barcodes of {len(wells)} "
+            f"({', '.join(map(repr, wells[:4]))} around them), as of an aggregated run; give the "
+            "matrix that Space Ranger wrote for this one."
+        )
     at = pd.Index(spots.barcodes).get_indexer(rows)
     found = np.flatnonzero(at >= 0)
     if not len(found):

@@ -20,6 +20,7 @@ import pyarrow.parquet
 import scipy.sparse as sp
 from scipy.ndimage import binary_closing
 
+from stfm_jax.data.counts import is_count
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import plain
 from stfm_jax.data.slide import Slide
@@ -32,6 +33,8 @@ _LAYOUTS = (  # gene, x, y in micrometres; a MERSCOPE table's x and y are pixels
     ("gene", "x", "y"),
 )
 _QUALITY = "qv"
+# Columns of how many molecules a row stands for, in lower case; the first that is there.
+_NUMBERS = ("midcount", "midcounts", "umicount", "umicounts", "umi_count", "umi", "count", "counts")
 CONTROLS = re.compile(  # features of Xenium and MERSCOPE that are no genes
     r"(?i)^(?:negcontrol|blank[-_]|antisense_|intergenic_|unassignedcodeword|deprecatedcodeword)"
 )
@@ -69,7 +72,8 @@ def read(path: str | Path, name: str, bin_um: float) -> Slide:
 
     Args:
       path: columns feature_name, x_location, y_location (and qv: at least MIN_QUALITY); gene,
-        global_x, global_y; or gene, x, y. Micrometres.
+        global_x, global_y; or gene, x, y. Micrometres. And, where a row is several molecules, their
+        number, as `count` or `MIDCount`.
       name: of the slide.
       bin_um: side of the bins.
 
@@ -108,7 +112,7 @@ def read(path: str | Path, name: str, bin_um: float) -> Slide:
 
 
 def _batches(path: Path) -> Iterator[pd.DataFrame]:
-    """Columns gene, x, y and, where there is one, qv."""
+    """Columns gene, x, y and, where there are such, qv and n, how many molecules a row is."""
     with plain.reading(path, "a table of molecules"):
         if path.suffix == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
@@ -133,7 +137,10 @@ def _columns(found: list[str], path: Path) -> dict[str, str]:
     for layout in _LAYOUTS:
         if set(layout) <= set(found):
             quality = {_QUALITY: _QUALITY} if _QUALITY in found else {}
-            return dict(zip(layout, ("gene", "x", "y"), strict=True)) | quality
+            lower = {name.lower(): name for name in reversed(found)}
+            number = next((lower[name] for name in _NUMBERS if name in lower), None)
+            more = {} if number is None else {number: "n"}
+            return dict(zip(layout, ("gene", "x", "y"), strict=True)) | quality | more
     wanted = "; or ".join(", ".join(layout) for layout in _LAYOUTS)
     raise InputError(f"{path}: expected the columns {wanted}; found {', '.join(found)}.")
 
@@ -150,8 +157,24 @@ def _binned(molecules: pd.DataFrame, path: Path, bin_um: float) -> pd.DataFrame:
     gene = molecules["gene"]
     if len(gene) and isinstance(gene.iloc[0], bytes):  # of early Xenium files
         gene = gene.str.decode("utf-8")
-    sums = _summed(pd.DataFrame({"i": i, "j": j, "gene": gene.to_numpy(), "n": 1}))
+    sums = _summed(
+        pd.DataFrame({"i": i, "j": j, "gene": gene.to_numpy(), "n": _number_of(molecules, path)})
+    )
     return sums[~sums["gene"].astype(str).str.match(CONTROLS)]
+
+
+def _number_of(molecules: pd.DataFrame, path: Path) -> np.ndarray | int:
+    """How many molecules each row stands for."""
+    if "n" not in molecules:
+        return 1
+    number = molecules["n"].to_numpy(np.float64)
+    wrong = number[~is_count(number)]
+    if len(wrong):
+        raise InputError(
+            f"{path}: expected whole numbers of molecules in its column of counts, found "
+            f"{wrong[0]:.9g}; take the column out if it is something else."
+        )
+    return number.astype(np.int64)
 
 
 def _summed(molecules: pd.DataFrame) -> pd.DataFrame:
