@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
     data.dir = ""
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
     data.num_genes = 50  # most variable on the training slides, where no panel is given
-    data.missing_genes = "error"  # or drop: go on with the panel's genes that every slide has
+    data.missing_genes = "error"  # or drop: go on with genes that every slide has
     data.standardize = "slide"  # image features, by each slide's own images, or by "training"
     data.folds = "auto"  # published, else patient, else section; or one of these three
     data.task = ""  # hest: IDC, PRAD, ...; hest1k: OncoTree code; stimage: breast, ...

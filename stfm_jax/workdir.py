@@ -25,6 +25,7 @@ from stfm_jax.runtime.files import read_json, write_json
 from stfm_jax.settings import paths
 
 FREE_FIELDS = ("methods", "seed", "seeds", "predict", "fold", "devices")
+LIMITS = ("data.max_image_gib", "data.strict")  # refuse or let pass, and change no result
 SHARED = ("data", "encoder")  # sections that all methods' results depend on
 WHERE_DATA_LIE = ("data.dir", "encoder.dir", "encoder.weights")
 # What reproduces the version that wrote a config.json without the field, a line each; fields that
@@ -51,7 +52,7 @@ def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True)
     """
     path = workdir / "config.json"
     if path.exists():
-        free = FREE_FIELDS if reads_data else (*FREE_FIELDS, *WHERE_DATA_LIE)
+        free = (*FREE_FIELDS, *LIMITS) + (() if reads_data else WHERE_DATA_LIE)
         _check_same(_plain(config), _plain(read_config(workdir)), workdir, free)
     elif not new:
         raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")

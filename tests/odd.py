@@ -61,28 +61,36 @@ def predicted(model: Model, output: Path, **fields) -> anndata.AnnData:
 
 def run(model: Model, output: Path, **fields) -> int:
     """Exit code of `--mode=predict`; pictures are left out."""
-    fields = {"predict__maps": False, "predict__report": False, **fields}
-    config = tiny.config(**model.fields, predict__output=str(output), **fields)
+    fields = {"predict__maps": False, "predict__report": False, **model.fields, **fields}
+    config = tiny.config(predict__output=str(output), **fields)
     return tiny.run(config, model.work, "predict")
 
 
-def assert_same(found: anndata.AnnData, plain: anndata.AnnData, spots: Sequence | None = None):
-    """A prediction is the plain one, of these of its spots (all, in its order)."""
-    expected = plain if spots is None else plain[spots]
-    assert found.shape == expected.shape
-    assert list(found.var_names) == list(expected.var_names)
-    np.testing.assert_allclose(found.X, expected.X, atol=1e-6)
-
-
 def check_same(model: Model, folder: Path, capfd, make: Make, words: Sequence[str], spots=None):
-    """A file is predicted as the plain one is, and these words are said."""
-    fields = make(Place(folder, model))
+    """A file is predicted as the plain one is, or as these of its spots, and these words are said.
+
+    Args:
+      model: fitted.
+      folder: an empty one.
+      capfd: the fixture.
+      make: the file.
+      words: that must be said.
+      spots: of the plain file; all, or those that this gives of their number.
+    """
+    place = Place(folder, model)
+    plain = model.plain
+    if spots is not None:
+        fields = place.slide(lambda adata: adata[spots(adata.n_obs)].copy())
+        plain = predicted(model, folder / "plain.h5ad", **fields)
+    fields = make(place)
     capfd.readouterr()
     found = predicted(model, folder / "out.h5ad", **fields)
     said = capfd.readouterr().err
     for word in words:
         assert word in said, f"{word!r} is not in: {said}"
-    assert_same(found, model.plain, spots)
+    assert found.shape == plain.shape
+    assert list(found.var_names) == list(plain.var_names)
+    np.testing.assert_allclose(found.X, plain.X, atol=1e-6)
 
 
 def check_refused(model: Model, folder: Path, capfd, make: Make, words: Sequence[str]):

@@ -129,7 +129,7 @@ CASES = [
         "no gene in common",
         "train",
         lambda w: w.edited(other_genes),
-        ["wanted 8 variable genes, but only 0", "--config.data.num_genes"],
+        ["no gene is in all slides", "genes like OTHER0", "the same kind of gene names"],
     ),
     (
         "more genes than there are",

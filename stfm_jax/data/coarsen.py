@@ -201,7 +201,7 @@ def _require_hex(kind: str, where: str) -> None:
 
 def _without_counts(slide: Slide, names: np.ndarray, coords_um: np.ndarray) -> Slide:
     """Other spots of the same tissue, of which only the places are known."""
-    um_per_unit = np.ptp(slide.coords_um, axis=0).max() / np.ptp(slide.coords_in, axis=0).max()
+    um_per_unit = slide.um_per_px or 1.0
     return dataclasses.replace(
         slide, barcodes=names, coords_um=coords_um, coords_in=coords_um / um_per_unit,
         counts=None, genes=None, features=None, encoder=None, widths=(), patches=None,

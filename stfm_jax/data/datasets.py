@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stfm_jax.data import alike, simulate
+from stfm_jax.data import alike, gene_names, simulate
 from stfm_jax.data.expression import NORMALIZATIONS, most_variable_genes
 from stfm_jax.data.folds import (
     Fold,
@@ -94,6 +94,8 @@ def load(
         raise InputError(
             f"config.data.reader must be one of {', '.join(READERS)}, found {data.reader!r}."
         )
+    slides = gene_names.with_one_spelling(dataset.all, dataset.genes or ())
+    dataset = dataset.with_slides(slides)
     dataset = _without_copies(dataset.with_slides(alike.with_one_spelling(dataset.slides).values()))
     dataset = _split(dataset, data.folds, data.reader)
     if trained_on and not dataset.folds:
@@ -131,9 +133,13 @@ def _without_copies(dataset: Dataset) -> Dataset:
 
 
 def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[str]:
-    """The panel's genes that every slide has, or the training slides' most variable ones."""
+    """The panel's genes that every slide has, or the training slides' most variable ones.
+
+    With `data.missing_genes=drop` both are among those that every slide has.
+    """
     if dataset.genes is None:
-        return most_variable_genes(train, data.num_genes)
+        others = dataset.all if data.missing_genes == "drop" else ()
+        return most_variable_genes(train, data.num_genes, others)
     return find_genes(list(dataset.slides.values()), list(dataset.genes), data.missing_genes)
 
 
@@ -325,6 +331,8 @@ def _folder(path: str | None, how_to_get: str) -> Path:
     if not path:
         raise InputError(f"--config.data.dir is not set; {how_to_get}.")
     folder = Path(os.path.expanduser(path))
+    if folder.is_file():
+        raise InputError(f"{folder}: --config.data.dir is a file, expected a folder; {how_to_get}.")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: expected the data folder there (--config.data.dir), found none; "

@@ -31,7 +31,7 @@ from stfm_jax.runtime.files import atomic_path
 
 _LOG = logging.getLogger("stfm_jax")
 _GET = "Embed the slides with `python run.py --mode=embed`, or check the embeddings folder."
-_MEND = "delete the file and embed the slide again."
+_MEND = "get the file again, or embed the slide anew."
 _FEATURES = ("features", "embeddings")
 _FOLDER = "features_"  # of TRIDENT, before the encoder's name
 # Patches and spots of one place differ by rounding at a level of the pyramid. [ours]

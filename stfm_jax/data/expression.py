@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
+from stfm_jax.data.gene_names import why_none
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
@@ -38,8 +39,9 @@ def require_genes(slide: Slide, genes: Sequence[str]) -> None:
     if missing:
         raise InputError(
             f"{slide.where}: {len(genes) - len(missing)} of {len(genes)} genes found; missing "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Choose genes that "
-            "every slide has, or set --config.data.missing_genes=drop."
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Its own look like "
+            f"{', '.join(map(str, slide.genes[:3]))}; set --config.data.missing_genes=drop to go "
+            "on with genes that every slide has, or leave the slide out."
         )
 
 
@@ -72,9 +74,26 @@ def expression(slide: Slide, genes: Sequence[str], normalization: str) -> np.nda
     )
 
 
-def most_expressed_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
-    """The genes of most counts over all slides, among those present in every one; ties by name."""
+def _common(slides: Sequence[Slide]) -> list[str]:
+    """Genes of every slide, by name.
+
+    Raises:
+      InputError: there are none.
+    """
     common = sorted(set.intersection(*(set(slide.genes) for slide in slides)))
+    if not common:
+        raise InputError(f"no gene is in all slides: {why_none(slides)}.")
+    return common
+
+
+def most_expressed_genes(
+    slides: Sequence[Slide], num_genes: int, also_in: Sequence[Slide] = ()
+) -> list[str]:
+    """The genes of most counts over all slides, among those present in every one; ties by name.
+
+    For the arguments see `most_variable_genes`.
+    """
+    common = _common([*slides, *also_in])
     total = np.zeros(len(common))
     for slide in slides:
         position = {gene: i for i, gene in enumerate(slide.genes)}
@@ -102,13 +121,23 @@ def most_variable_counts(
     return [genes[i] for i in order if variance[i] >= _VARIES]
 
 
-def most_variable_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
+def most_variable_genes(
+    slides: Sequence[Slide], num_genes: int, also_in: Sequence[Slide] = ()
+) -> list[str]:
     """The genes of highest variance of log1p(counts per 10,000) over all spots of the slides.
 
     Among genes present in every slide and detected in more than a tenth of the spots (so that
     the ranking is the same whatever normalisation the model uses). Ties go by name.
+
+    Args:
+      slides: that genes are chosen on.
+      num_genes: how many.
+      also_in: slides that must have the genes too; their counts are not looked at.
+
+    Raises:
+      InputError: there are not so many.
     """
-    common = sorted(set.intersection(*(set(slide.genes) for slide in slides)))
+    common = _common([*slides, *also_in])
     blocks = []
     for slide in slides:
         position = {gene: i for i, gene in enumerate(slide.genes)}
@@ -126,6 +155,6 @@ def most_variable_genes(slides: Sequence[Slide], num_genes: int) -> list[str]:
         raise InputError(
             f"wanted {num_genes} variable genes, but only {int((variance >= 0).sum())} are in all "
             f"{len(slides)} training slides and detected in over 10 % of their spots; lower "
-            "--config.data.num_genes."
+            "--config.data.num_genes, or leave out the slides that lack them."
         )
     return [common[i] for i in order]

@@ -18,7 +18,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
 # Columns of `var` in which the common tools keep gene symbols.
 GENE_COLUMNS = (
     "gene_symbols",
@@ -57,16 +57,19 @@ def find_genes(slides: Sequence[Slide], genes: Sequence[str], missing: str = "er
         found = f"{len(wanted) - len(absent)} of {len(wanted)} genes found"
         _LOG.info("%s: %s", slide.where, found)
         if absent and (missing == "error" or len(absent) == len(wanted)):
+            cure = "set --config.data.missing_genes=drop to go on without them"
+            if len(absent) == len(wanted):
+                cure = "give it the same kind of gene names as the panel, or leave the slide out"
             raise InputError(
                 f"{slide.where}: {found}; missing {_some(absent)}. The slide's own genes look like "
-                f"{_some(list(slide.genes), 3)}. Choose genes that every slide has, or set "
-                "--config.data.missing_genes=drop."
+                f"{_some(list(slide.genes), 3)}; {cure}."
             )
         kept = [gene for gene in kept if gene in there]
     if not kept:
         raise InputError(
-            f"none of the {len(wanted)} genes is in all {len(slides)} slides; check that they use "
-            "the same kind of gene names."
+            f"none of the panel's {len(wanted)} genes ({_some(wanted)}) is in all {len(slides)} "
+            f"slides; the genes of {slides[0].where} look like {_some(list(slides[0].genes), 3)}. "
+            "Panel and slides need the same kind of gene names."
         )
     return kept
 
@@ -79,12 +82,19 @@ def gene_names(var: pd.DataFrame, where: str) -> np.ndarray:
         (`gene_symbols`, `feature_name`, ...) is used where the index holds Ensembl ids.
       where: how log lines name the slide.
     """
-    names = var.index.astype(str).to_numpy(dtype=object)
-    is_ensembl = np.array([_ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
+    names = np.array([str(name).strip() for name in var.index], dtype=object)
+    is_ensembl = np.array([ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
     names[is_ensembl] = [name.split(".")[0] for name in names[is_ensembl]]
     column = next((c for c in GENE_COLUMNS if c in var.columns), None)
     if is_ensembl.any() and column is not None:
-        symbols = var[column].astype(object).where(var[column].notna(), "").astype(str).to_numpy()
+        symbols = (
+            var[column]
+            .astype(object)
+            .where(var[column].notna(), "")
+            .astype(str)
+            .str.strip()
+            .to_numpy()
+        )
         use = is_ensembl & (symbols != "")
         names[use] = symbols[use]
         _LOG.info("%s: %d gene symbols taken from var[%r]", where, int(use.sum()), column)

@@ -107,7 +107,7 @@ def stored(slide: Slide, encoder: Encoder, path: Path) -> embeddings.Embeddings:
     if found.encoder != encoder.identity:
         raise InputError(
             f"{path}: expected an embedding by {encoder.identity!r}, found one by "
-            f"{found.encoder!r}; delete the file, or give another folder by --config.encoder.dir."
+            f"{found.encoder!r}; give another folder by --config.encoder.dir."
         )
     return found
 

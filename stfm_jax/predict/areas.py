@@ -88,7 +88,4 @@ def _require_pixels(slide: Slide, option: str) -> float:
             "image; store pixels in obsm['spatial'], 'pixel' in uns['spatial_unit'] and "
             "uns['um_per_px']."
         )
-    if slide.num_spots < 2:
-        return 1.0
-    um, px = (np.linalg.norm(np.ptp(x, axis=0)) for x in (slide.coords_um, slide.coords_in))
-    return float(um / px)
+    return slide.um_per_px

@@ -168,7 +168,8 @@ class SplitProblem(Problem):
         chosen_on = dataset[fold.test if settings.simulated_seeds else fold.train]
         if dataset.genes is not None:
             return datasets.choose_genes(dataset, chosen_on, self.config.data)
-        pool = most_expressed_genes(chosen_on, settings.pool)
+        others = dataset.all if settings.missing_genes == "drop" else ()
+        pool = most_expressed_genes(chosen_on, settings.pool, others)
         return most_variable_counts(chosen_on, pool, settings.num_genes)
 
     def _training_genes(self, slides: Sequence[Slide], scored: set[str]) -> dict[str, list[str]]:
