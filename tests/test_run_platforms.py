@@ -119,7 +119,7 @@ def test_a_prediction_as_spatialdata_is_read_back(trained, tmp_path, capfd):
     assert tiny.run(trained.config(**fields), trained.workdir, "predict") == 0
     written = anndata.read_h5ad(tmp_path / "out.h5ad")
     found = spatial_data.load(tmp_path / "out.zarr")
-    np.testing.assert_array_equal(found.X, written.X)
+    np.testing.assert_array_equal(found.X.toarray(), written.X)
     np.testing.assert_array_equal(found.obsm["spatial"], written.obsm["spatial"])
     assert list(found.obs_names) == list(written.obs_names)
     before = tiny.contents(tmp_path)

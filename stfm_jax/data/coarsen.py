@@ -8,6 +8,7 @@ parents on a lattice would have.
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +18,8 @@ from stfm_jax.data.lattice import find_lattice
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
+_LOG = logging.getLogger("stfm_jax")
+_FEW = 0.1  # share of parents, or children, that may be dropped [ours]
 # Steps from the centre of a hexagonal flower by (i + 5 j) mod 7, which is 0 at the centres.
 _FLOWER = np.array([(0, 0), (1, 0), (0, -1), (1, -1), (-1, 1), (0, 1), (-1, 0)])
 GROUPS = {"2x2": 4, "4x4": 16, "hex7": 7}  # children of a whole parent
@@ -127,11 +130,18 @@ def subdivided(low: Slide, group: str) -> Pair:
     return Pair(low, _without_counts(low, np.array(names), coords), parent)
 
 
-def with_children(low: Slide, high: Slide) -> Pair:
+def with_children(low: Slide, high: Slide, strict: bool = False) -> Pair:
     """Parents and children of two files, the children naming their `parent`.
 
+    Few of either that have none of the other are dropped, and a line says so: masks of tissue at
+    two resolutions differ at its edge.
+
+    Args:
+      low, high: parents and children.
+      strict: such are an error.
+
     Raises:
-      InputError: some of either have none of the other; counts of both that do not add up.
+      InputError: many of either have none of the other; counts of both that do not add up.
     """
     if high.parent is None:
         raise InputError(
@@ -140,12 +150,28 @@ def with_children(low: Slide, high: Slide) -> Pair:
     named, of = np.unique(high.parent, return_inverse=True)
     parent = labels.places(named, low.barcodes, high.where)[of]
     lost = np.flatnonzero(parent < 0)
-    if len(lost):
+    if len(lost) > (0 if strict else _FEW * high.num_spots):
         raise InputError(
             f"{high.where}: {len(lost)} of {high.num_spots} children have no parent in "
             f"{low.where}, first {str(high.barcodes[lost[0]])!r}, whose obs['parent'] is "
             f"{str(high.parent[lost[0]])!r}; drop them, or correct it."
         )
+    kept = np.unique(parent[parent >= 0])
+    childless = low.num_spots - len(kept)
+    if childless > (0 if strict else _FEW * low.num_spots):
+        raise InputError(
+            f"{low.where} and {high.where}: {childless} of {low.num_spots} parents have no "
+            "children; drop them."
+        )
+    if len(lost) or childless:
+        _LOG.warning(
+            "%s: %d of %d parents have no children in %s, and %d of %d children no parent; these "
+            "are dropped (--config.data.strict=True refuses them)",
+            *(low.where, childless, low.num_spots, high.where, len(lost), high.num_spots),
+        )
+        there = np.flatnonzero(parent >= 0)
+        low, high, parent = low.subset(kept), high.subset(there), parent[there]
+        parent = np.searchsorted(kept, parent)
     return Pair(low, high, parent)
 
 

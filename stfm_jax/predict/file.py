@@ -8,6 +8,7 @@ from typing import Any
 from stfm_jax.data.images.opening import is_image
 from stfm_jax.models.method import SPLIT, STACK
 from stfm_jax.predict import cohort, slide, slide_report, split, stack, whole_slide
+from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.store import Model
 
 
@@ -36,4 +37,6 @@ def predict_file(config: Any, model: Model, folder: Path) -> None:
             else:
                 slide.predict(*slide.read_input(config, model), config, folder)
         if config.predict.report:
-            slide_report.write(Path(config.predict.output), model, said)
+            output = Path(config.predict.output)
+            with afterwards(output, "its report"):
+                slide_report.write(output, model, said)

@@ -27,6 +27,7 @@ from stfm_jax.models.method import Request, Section, Standing, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
 from stfm_jax.predict import areas, budget, features, library, spatial_store
+from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.predict.draw_store import DrawStore
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
@@ -198,16 +199,16 @@ def predict(
     _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
     if config.predict.spatialdata:
         _LOG.info("%s: as SpatialData -> %s", slide.where, spatial_store.write(output))
-    measured = _measured(config.predict, slide, genes, config.data.normalization)
-    known = np.full(slide.num_spots, True)
-    if measured is not None:
-        known = np.isfinite(measured).all(axis=1)
-    scores = None if measured is None else metrics.pearson(mean[known], measured[known])
-    if scores is not None:
-        _LOG.info(
-            "the input holds counts too, of %d spots: gene-wise Pearson %.3f",
-            *(known.sum(), metrics.mean_over_genes(scores)[0]),
-        )
+    measured, known, scores = None, np.full(slide.num_spots, True), None
+    with afterwards(output, "compared with the input's counts"):
+        measured = _measured(config.predict, slide, genes, config.data.normalization)
+        if measured is not None:
+            known = np.isfinite(measured).all(axis=1)
+            scores = metrics.pearson(mean[known], measured[known])
+            _LOG.info(
+                "the input holds counts too, of %d spots: gene-wise Pearson %.3f",
+                *(known.sum(), metrics.mean_over_genes(scores)[0]),
+            )
     if regions is not None:
         path = output.with_name(f"{output.stem}_regions.csv")
         areas.write_table(path, regions, mean, measured, genes)
@@ -219,7 +220,8 @@ def predict(
             title += f"\n{known.sum():,} of {len(known):,} spots, which have counts"
             slide, measured, mean = slide.subset(known), measured[known], mean[known]
         draw = picture or _draw_maps
-        draw(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
+        with afterwards(output, "its map"):
+            draw(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
 
 
 def _annotations(

@@ -33,6 +33,7 @@ from stfm_jax.ops import metrics, simplex
 from stfm_jax.plots import slides as plots
 from stfm_jax.plots import split as split_plots
 from stfm_jax.predict import budget
+from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.predict.features import arranged, with_image
 from stfm_jax.predict.slide import check_options, reading
 from stfm_jax.runtime import distributed, progress
@@ -79,9 +80,11 @@ def run(config: Any, model: Model, checkpoint: Path) -> None:
         "%s: %d parents, %d children, %d genes -> %s",
         pair.low.where, pair.low.num_spots, pair.high.num_spots, len(genes), output,
     )  # fmt: skip
-    _compare(pair, output, names)
+    with afterwards(output, "compared with the children's counts"):
+        _compare(pair, output, names)
     if options.maps:
-        _draw_maps(pair, output, names, model.method.name, draws)
+        with afterwards(output, "its map"):
+            _draw_maps(pair, output, names, model.method.name, draws)
 
 
 def _predicted(model: Model, pair: Pair, request: Request) -> Iterable[Split]:
@@ -109,7 +112,7 @@ def read_input(config: Any, model: Model) -> Pair:
             um_per_px=given.um_per_px,
             tissue_mask=given.in_tissue,
         )
-        pair = coarsen.with_children(low, high)
+        pair = coarsen.with_children(low, high, config.data.strict)
     else:
         pair = coarsen.subdivided(low, config.coarsen.group)
     if not model.features:

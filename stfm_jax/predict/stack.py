@@ -28,6 +28,7 @@ from stfm_jax.plots import stack as stack_plots
 from stfm_jax.plots import stack_html
 from stfm_jax.predict import slide as predict
 from stfm_jax.predict import volume, why
+from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.predict.features import arranged
 from stfm_jax.runtime.files import write_csv
 from stfm_jax.store import Model
@@ -171,7 +172,8 @@ def run(model: Model, given: StackInput, config: Any, checkpoint: Path) -> None:
         output,
     )
     if config.predict.maps:
-        _draw(output, results, genes, config.predict.html)
+        with afterwards(output, "its pictures"):
+            _draw(output, results, genes, config.predict.html)
     if given.why is not None:
         _explain(model, given.sections, *given.why, output)
 

@@ -150,7 +150,36 @@ def test_children_of_another_file_find_their_parents():
     with pytest.raises(InputError, match=r"1 of .* children have no parent .* 'nobody'"):
         names = named.parent.astype("U9")
         names[2] = "nobody"
-        coarsen.with_children(pair.low, dataclasses.replace(named, parent=names))
+        coarsen.with_children(pair.low, dataclasses.replace(named, parent=names), strict=True)
+    bare = dataclasses.replace(named, counts=None, genes=None)
+    lost = bare.subset(np.flatnonzero(pair.parent != 4))
+    fewer = coarsen.with_children(pair.low, lost)  # masks that differ by one parent
+    assert fewer.low.num_spots == pair.low.num_spots - 1
+    np.testing.assert_array_equal(fewer.low.barcodes[fewer.parent], lost.parent)
+    with pytest.raises(InputError, match="1 of 36 parents have no children"):
+        coarsen.with_children(pair.low, lost, strict=True)
+    half = bare.subset(np.flatnonzero(pair.parent % 2 == 0))
+    with pytest.raises(InputError, match="18 of 36 parents have no children"):
+        coarsen.with_children(pair.low, half)
+
+
+@pytest.mark.parametrize("cell", [(43.0, 48.0), (86.0, 48.0), (96.0, 43.0), (30.0, 80.0)])
+@pytest.mark.parametrize("turned", [0.0, 0.4])
+def test_children_of_centred_rectangles(cell, turned):
+    """The staggered array of Spatial Transcriptomics, neither square nor hexagonal."""
+    rng = np.random.default_rng(5)
+    corners = np.stack(np.meshgrid(np.arange(25), np.arange(25)), -1).reshape(-1, 2)
+    points = np.concatenate([corners, corners + 0.5]) * cell
+    points = points[rng.uniform(size=len(points)) > 0.1] + rng.normal(0, 0.5, 2)
+    turn = np.array([[np.cos(turned), np.sin(turned)], [-np.sin(turned), np.cos(turned)]])
+    points = points @ turn + 300.0
+    names = np.arange(len(points)).astype(str)
+    low = Slide("S", names, points, counts=sp.csr_matrix(np.ones((len(points), 1))), genes=["g"])
+    high = coarsen.subdivided(low, "2x2").high
+    apart = cKDTree(np.concatenate([high.coords_um])).query(high.coords_um, k=2)[0][:, 1]
+    half = cKDTree(points).query(points, k=2)[0][:, 1].min() / 2
+    np.testing.assert_allclose(np.median(apart), half, rtol=0.02)
+    assert apart.min() > 0.9 * half  # children of neighbours make one lattice, twice as fine
 
 
 def test_the_config_says_how():

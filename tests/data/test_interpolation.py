@@ -43,5 +43,5 @@ def test_a_gaussian_of_tissue_with_a_hole_sees_what_is_there():
 
 def test_parents_on_no_lattice_are_refused():
     low = np.random.default_rng(0).uniform(0, 600, (30, 2))
-    with pytest.raises(InputError, match="lie on no square or hexagonal lattice"):
+    with pytest.raises(InputError, match="lie on no lattice that is square, hexagonal"):
         interpolation.bilinear(low, HIGH, "slide 'x'")

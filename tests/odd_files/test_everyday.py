@@ -6,6 +6,7 @@ spots of the plain file these are.
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 
@@ -18,6 +19,10 @@ import tiny
 from bad_input import assert_message, edit
 from odd import METHOD, PITCH, SIDE, check_refused, check_same
 from PIL import Image, PngImagePlugin
+
+from stfm_jax.data.readers import her2st
+from stfm_jax.predict import slide as predict_slide
+from stfm_jax.predict import slide_report
 
 
 def unknown_encodings(place) -> dict:
@@ -271,6 +276,61 @@ def test_not_trained(closed, tmp_path, capfd, change, fields, words):
 @pytest.mark.parametrize(("change", "fields"), [c[1:] for c in CURED], ids=[c[0] for c in CURED])
 def test_advice_cures(closed, tmp_path, change, fields):
     assert trained(closed, tmp_path, change, **fields) == 0
+
+
+def test_a_prediction_stands_though_its_map_and_score_fail(closed, tmp_path, capfd, monkeypatch):
+    """Of a gene whose name is no text for a picture, or counts that cannot be read any more."""
+
+    def fails(*_, **__):
+        raise ValueError("ParseSyntaxException: P1$_$2")
+
+    for name in ("_draw_maps", "_measured"):
+        monkeypatch.setattr(predict_slide, name, fails)
+    monkeypatch.setattr(slide_report, "write", fails)
+
+    def make(place):
+        return place.slide(predict__maps=True, predict__report=True)
+
+    said = ["but not its map: ParseSyntaxException: P1$_$2", "but not compared", "not its report"]
+    check_same(closed, tmp_path, capfd, make, said)
+
+
+def of_r(text: str) -> str:
+    """As `write.table` writes: quoted, without a corner, so that the header is one short."""
+    header, *lines = text.splitlines()
+    quoted = ["\t".join(f'"{cell}"' for cell in header.split("\t")[1:])]
+    quoted += ["\t".join([f'"{first}"', *rest]) for first, *rest in (x.split("\t") for x in lines)]
+    return "\n".join(quoted) + "\n"
+
+
+def of_r_europe(text: str) -> str:
+    """As `write.csv2` writes: `;` between cells, commas in numbers."""
+    header, *lines = text.splitlines()
+    lines = [f"{first};" + ";".join(f"{c},0" for c in rest) for first, *rest in
+             (line.split("\t") for line in lines)]  # fmt: skip
+    return "\n".join([header.replace("\t", ";"), *lines]) + "\n"
+
+
+def trailing_tabs(text: str) -> str:
+    return text.replace("\n", "\t\n")
+
+
+@pytest.mark.parametrize("write", [of_r, of_r_europe, trailing_tabs])
+def test_tables_of_r_are_those_of_the_data_set(pictured, tmp_path, write):
+    root = tmp_path / "data"
+    shutil.copytree(pictured.fields["data__dir"], root)
+    plain = her2st.read(root, "A1")
+    counts = root / "ST-cnts" / "A1.tsv.gz"
+    counts.write_bytes(gzip.compress(write(gzip.decompress(counts.read_bytes()).decode()).encode()))
+    spots = root / "ST-spotfiles" / "A1_selection.tsv"
+    if write is not of_r_europe:
+        named = "\t" + spots.read_text().replace("\n", "\n1\t").removesuffix("1\t")
+        spots.write_text(write(named if write is of_r else spots.read_text()))
+    found = her2st.read(root, "A1")
+    np.testing.assert_array_equal(found.counts.toarray(), plain.counts.toarray())
+    np.testing.assert_array_equal(found.coords_um, plain.coords_um)
+    assert list(found.barcodes) == list(plain.barcodes)
+    assert list(found.genes) == list(plain.genes)
 
 
 def cases(table):

@@ -1,0 +1,30 @@
+"""What follows a prediction that is written: scores and pictures; their failure undoes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from stfm_jax.data.foreign import reason
+from stfm_jax.runtime.interrupt import Interrupted
+
+_LOG = logging.getLogger("stfm_jax")
+
+
+@contextlib.contextmanager
+def afterwards(output: Path, what: str) -> Iterator[None]:
+    """Whatever is raised in the block is a warning.
+
+    Args:
+      output: that is written.
+      what: follows it, for the message.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        _LOG.warning("%s is written, but not %s: %s", output, what, reason(error))
+        _LOG.debug("%s", what, exc_info=True)
