@@ -301,7 +301,7 @@ BAD = {
                    coords_in=c),
             None,
         ),
-        ["low.h5ad", "no square or hexagonal lattice"],
+        ["low.h5ad", "lie on no lattice"],
     ),
 }  # fmt: skip
 
