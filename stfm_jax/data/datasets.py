@@ -217,7 +217,7 @@ def _anndata(data) -> Dataset:
     for path in filter(zarr_store.is_store, paths):
         name = zarr_store.name_of(path)
         if slides[name].features is None:
-            slides[name] = spatial_data.with_image(slides[name], path)
+            slides[name] = spatial_data.with_image(slides[name], path, Rules.of(data))
     return Dataset(slides, (), None, "")
 
 

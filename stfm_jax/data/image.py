@@ -133,16 +133,31 @@ class Rules(NamedTuple):
 AS_USUAL = Rules()
 
 
-def with_image(slide: Slide, path: str | Path, rules: Rules) -> Slide:
+def with_image(
+    slide: Slide,
+    path: str | Path,
+    rules: Rules,
+    pixels: np.ndarray | None = None,
+    um_per_px: float | None = None,
+) -> Slide:
     """The slide with patches of the image that its pixels refer to.
 
     Few spots beyond the image are dropped, and a line says so: outlines and arrays reach over it.
 
+    Args:
+      slide: of these spots.
+      path: of the image.
+      rules: how it is taken.
+      pixels: [n, 2] places (x, y) on it; as the slide has them.
+      um_per_px: of the image; of the slide.
+
     Raises:
       InputError: no readable image, too large a one, or one that most spots do not lie on.
     """
+    pixels = slide.coords_in if pixels is None else pixels
+    um_per_px = slide.um_per_px if um_per_px is None else um_per_px
     with open_image(path, rules.max_gib) as image:
-        inside = _inside(slide.coords_in, image)
+        inside = _inside(pixels, image)
     lost = int((~inside).sum())
     if 0 < lost <= _FEW * len(inside) and not rules.strict:
         _LOG.warning(
@@ -150,8 +165,8 @@ def with_image(slide: Slide, path: str | Path, rules: Rules) -> Slide:
             "(--config.data.strict=True refuses them)",
             *(slide.where, lost, len(inside), path),
         )
-        slide = slide.subset(inside)
-    patches = ImagePatches(path, slide.coords_in, slide.um_per_px, rules.max_gib)
+        slide, pixels = slide.subset(inside), pixels[inside]
+    patches = ImagePatches(path, pixels, um_per_px, rules.max_gib)
     return dataclasses.replace(slide, patches=patches)
 
 

@@ -68,8 +68,10 @@ def test_other_sources_go_before_and_contradictions_are_said(tmp_path, caplog):
     adata.write_h5ad(tmp_path / "a.h5ad")
     assert h5ad.read(tmp_path / "a.h5ad").um_per_px == 0.5  # exactly, as of Visium HD
     assert not caplog.text
-    assert h5ad.read(tmp_path / "a.h5ad", um_per_px=5e-4).um_per_px == 5e-4  # millimetres
-    assert "0.0005 um per pixel by um_per_px as given, which is taken, but 0.5" in caplog.text
+    assert h5ad.read(tmp_path / "a.h5ad", um_per_px=0.25).um_per_px == pytest.approx(0.25)
+    assert "0.25 um per pixel by um_per_px as given, which is taken, but 0.5" in caplog.text
+    with pytest.raises(InputError, match=r"found 0\.0005; is it in millimetres"):
+        h5ad.read(tmp_path / "a.h5ad", um_per_px=5e-4)
     adata.uns["spatial_unit"] = "um"
     adata.write_h5ad(tmp_path / "b.h5ad")
     assert h5ad.read(tmp_path / "b.h5ad").spatial_unit == "um"

@@ -291,9 +291,9 @@ def test_patches_are_of_the_finest_image_that_lies_in_a_system_of_the_shapes(
 
 
 def test_a_store_is_trained_on_by_its_image(tmp_path):
-    slide = layouts.visium_slide()
-    x, y = np.ceil(slide.coords_in.max(axis=0)).astype(int) + 20
     for name in ("V1", "V2"):
+        slide = layouts.visium_slide(name)
+        x, y = np.ceil(slide.coords_in.max(axis=0)).astype(int) + 20
         path = _visium(tmp_path / f"{name}.zarr", slide)
         root = zarr.open_group(path, mode="r+")
         root.create_group("images")

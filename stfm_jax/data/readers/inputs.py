@@ -61,7 +61,7 @@ def read_to_predict(path: str | Path, options: Options, look_for_image: bool = F
             tissue_mask=options.in_tissue,
         )
         wanted = look_for_image and slide.features is None and zarr_store.is_store(path)
-        return spatial_data.with_image(slide, path) if wanted else slide
+        return spatial_data.with_image(slide, path, options.rules) if wanted else slide
     slide = _read(path, platform, options, counts=False)
     image = platform.image(path) if look_for_image else None
     return slide if image is None else folders.with_image(slide, image, options.rules)

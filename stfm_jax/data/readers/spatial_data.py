@@ -12,7 +12,6 @@ hold features of tiles, which are embeddings.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from pathlib import Path
@@ -20,10 +19,10 @@ from pathlib import Path
 import anndata
 import numpy as np
 import zarr
-from anndata.io import read_elem
 
 from stfm_jax.data.embeddings import Embeddings
-from stfm_jax.data.image import ImagePatches
+from stfm_jax.data.image import AS_USUAL, Rules
+from stfm_jax.data.image import with_image as on_image
 from stfm_jax.data.images import zarr_image
 from stfm_jax.data.images.opening import open_image
 from stfm_jax.data.readers import h5ad_group, ngff, pitch, shapes, visium, zarr_store
@@ -77,7 +76,7 @@ def _placed(
     return adata
 
 
-def with_image(slide: Slide, path: str | Path) -> Slide:
+def with_image(slide: Slide, path: str | Path, rules: Rules = AS_USUAL) -> Slide:
     """The slide of a store with patches of the image that lies there; as it is where none does.
 
     Raises:
@@ -92,15 +91,13 @@ def with_image(slide: Slide, path: str | Path) -> Slide:
     _LOG.info("%s: the image %s of its store is taken", slide.where, image.name)
     pixels = slide.coords_in @ matrix[:2, :2].T + matrix[:2, 2]
     step_um = slide.um_per_px if slide.spatial_unit == "pixel" else 1.0
-    patches = ImagePatches(image, pixels, step_um / _enlarged(matrix))
-    return dataclasses.replace(slide, patches=patches)
+    return on_image(slide, image, rules, pixels, step_um / _enlarged(matrix))
 
 
 def _finest(root: Path, group: zarr.Group, name: str | None) -> tuple[Path, np.ndarray] | None:
     """Where the image of most pixels lies, and what takes places of the shapes to its pixels."""
     table = _one_table(root, group, name, lambda _: True)
-    said = f"{table}/uns/{_MARK}"
-    region = read_elem(group[said]).get("region") if said in group else None
+    region = h5ad_group.attributes(group[table], _MARK).get("region")
     if region is None or "images" not in group:
         return None
     shape = group[f"shapes/{np.atleast_1d(region)[0]}"]
