@@ -161,7 +161,7 @@ def validate(slide: Slide) -> None:
 
 def _validate_coords(coords_um: np.ndarray, n: int, where: str) -> None:
     if coords_um.shape != (n, 2):
-        raise InputError(f"{where}: expected coordinates [{n}, 2], found {coords_um.shape}.")
+        raise InputError(f"{where}: expected coordinates (x, y) [{n}, 2], found {coords_um.shape}.")
     if not np.isfinite(coords_um).all():
         bad = int((~np.isfinite(coords_um).all(axis=1)).sum())
         raise InputError(f"{where}: {bad} spots have NaN or infinite coordinates; drop them.")

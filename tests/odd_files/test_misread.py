@@ -108,6 +108,20 @@ def one_array_twice(adata):
     adata.obs["array_col"] = [2 * (i % half) for i in range(adata.n_obs)]
 
 
+def one_over_another(share: float):
+    """The same array again, shifted, for some of the spots."""
+
+    def change(adata):
+        pitch = 200.0 / adata.uns["um_per_px"]
+        x, y = np.divmod(np.arange(adata.n_obs), 9)
+        places = pitch * np.column_stack([x, y]).astype(float)
+        first = int(adata.n_obs * (1 - share))
+        places[first:] = np.add(places[: adata.n_obs - first], (0.2 * pitch, 0.15 * pitch))
+        adata.obsm["spatial"] = places
+
+    return lambda place: place.slide(change)
+
+
 def as_table(first: str, second: str, swapped: bool):
     """`obsm['spatial']` as a DataFrame, its columns x, y or y, x."""
 
@@ -169,6 +183,8 @@ REFUSED = [
     ("barcodes of two wells", suffixes("{}-{}"), ["found barcodes of 2 ('-1', '-2' around"]),
     ("barcodes joined by scanpy", suffixes("{}-1-{}"), ["found barcodes of 2 ('-1-1', '-1-2'"]),
     ("barcodes with a prefix", suffixes("S{1}_{0}-1"), ["found barcodes of 2 ('S1_-1', 'S2_-1'"]),
+    ("one array over another", one_over_another(0.5), ["two arrays that lie over one another"]),
+    ("one array partly over another", one_over_another(0.2), ["two arrays that lie over"]),
     ("one array twice", lambda p: p.slide(one_array_twice), ["array_row, array_col"]),
     (
         "a table of places that says nothing",

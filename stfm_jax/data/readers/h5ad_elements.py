@@ -194,7 +194,16 @@ def raw_counts(adata: anndata.AnnData, layer: str, where: str) -> tuple[sp.csr_m
             f"{where}: raw counts are needed, but there are none; put them into layers['counts'] "
             "or X."
         )
-    return _summed(matrix, adata, where)
+    counts, genes = _summed(matrix, adata, where)
+    wrong = counts.data[~is_count(counts.data)]
+    if len(wrong):
+        others = [name for name in layer_names(adata) if name != layer]
+        there = f" (its layers: {listed(others)})" if others else ""
+        raise InputError(
+            f"{where}: counts must be non-negative integers (raw UMI counts), found "
+            f"{wrong[0]:.9g}; if X is normalised, put the raw counts into layers['counts']{there}."
+        )
+    return counts, genes
 
 
 def counts_if_measured(

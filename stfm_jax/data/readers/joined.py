@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from stfm_jax.data import labels
 from stfm_jax.data.readers import scanpy_scale
@@ -12,6 +13,9 @@ from stfm_jax.errors import InputError
 
 _ARRAY = ["array_row", "array_col"]
 _TWICE = 0.01  # share of spots on others' places from which on it is two arrays [ours]
+# [ours] Two arrays over one another: spots nearer than this share of the distance to the next but
+# one, how many there must be, and how much alike, and how mostly, their steps.
+_CLOSE, _SHARED, _ALIKE, _MOSTLY, _MANY = 0.75, 0.05, 0.15, 0.8, 20
 
 
 def require_one_slide(adata: anndata.AnnData, where: str) -> None:
@@ -42,6 +46,9 @@ def require_one_slide(adata: anndata.AnnData, where: str) -> None:
             "them); write each into a file of its own, or as a stack name them in obs['section']."
         )
     _require_one_array(adata.obs, where)
+    coords = np.asarray(adata.obsm["spatial"]) if "spatial" in adata.obsm else np.zeros((0, 2))
+    if coords.ndim == 2 and coords.dtype.kind in "fiu" and np.isfinite(coords).all():
+        _require_one_lattice(coords[:, :2].astype(np.float64), where)
 
 
 def _require_one_array(obs: pd.DataFrame, where: str) -> None:
@@ -55,6 +62,29 @@ def _require_one_array(obs: pd.DataFrame, where: str) -> None:
             f"{where}: expected one slide, found {twice} of {len(obs)} spots on a place of the "
             "array (array_row, array_col) that another has; write each slide into a file of its "
             "own, or as a stack name them in obs['section']."
+        )
+
+
+def _require_one_lattice(coords: np.ndarray, where: str) -> None:
+    """Refuses two lattices that lie over one another: a near spot is always the same step away."""
+    if len(coords) < _MANY or coords.shape[1] < 2:
+        return
+    distance, nearest = cKDTree(coords).query(coords, k=3)
+    close = distance[:, 1] < _CLOSE * np.median(distance[:, 2])
+    if close.sum() < max(_MANY / 2, _SHARED * len(coords)):
+        return
+    steps = coords[nearest[close, 1]] - coords[close]
+    steps *= np.where(steps[:, :1] < 0, -1, 1) * np.where(
+        (np.abs(steps[:, :1]) < 1e-9) & (steps[:, 1:] < 0), -1, 1
+    )
+    common = np.median(steps, axis=0)
+    same = np.linalg.norm(steps - common, axis=1) < _ALIKE * np.linalg.norm(common)
+    if same.mean() >= _MOSTLY:
+        raise InputError(
+            f"{where}: expected one slide, found {int(close.sum())} of {len(coords)} spots "
+            f"{np.linalg.norm(common):.3g} away from another one, all in one direction: two arrays "
+            "that lie over one another; write each slide into a file of its own, or as a stack "
+            "name them in obs['section']."
         )
 
 
