@@ -45,7 +45,7 @@ CASES = [
         "a file where the folder should be",
         "train",
         lambda w: (w.data.write_text("") and {}) or {"data__dir": str(w.data)},
-        ["data: expected the data folder"],
+        ["data: --config.data.dir is a file, expected a folder"],
     ),
     (
         "unknown HEST task",
@@ -81,7 +81,7 @@ CASES = [
         "empty embeddings",
         "train",
         lambda w: w.hest(lambda _, embed: rewrite(embed / "P1_S2.h5", empty)),
-        ["P1_S2.h5", "0 bytes", "embed the slide again"],
+        ["P1_S2.h5", "0 bytes", "embed the slide anew"],
     ),
     (
         "truncated embeddings",

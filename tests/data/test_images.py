@@ -290,6 +290,27 @@ def test_what_tifffile_cannot_decode_is_left_to_pillow(tmp_path, pixels, monkeyp
     np.testing.assert_array_equal(open_image(path).read(0, 0, 0, 450, 301), pixels)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_no_orientation_is_ever_applied(tmp_path, orientation, caplog):
+    """Pillow turns TIFFs, and JPEG not: places would mean different pixels."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert("CMYK")  # which is left to Pillow
+    picture.save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    whole = {274: orientation}
+    Image.fromarray(pixels).save(tmp_path / "b.tif", tiffinfo=whole)  # which tifffile reads
+    names = ["a.tif", "a.png", "b.tif"]
+    if orientation > 4:
+        with pytest.raises(InputError, match=r"a\.tif: .* to be turned by 90 degrees"):
+            open_image(tmp_path / names.pop(0))
+    for name in names:
+        image = open_image(tmp_path / name)
+        np.testing.assert_array_equal(image.read(0, 0, 0, *image.size), pixels)
+    assert caplog.text.count("shown turned") == len(names) * (orientation > 1)
+
+
 def test_openslide_opens_what_a_scanner_wrote(tmp_path, pixels, openslide):
     """A tiled TIFF that says it is Aperio's; its label is not read."""
     path = tmp_path / "a.svs"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stfm_jax.data.images import openslide_image, zarr_image
+from stfm_jax.data.images import openslide_image, pillow_image, zarr_image
 from stfm_jax.data.images.image import MAX_GIB, SlideImage, Unreadable
 from stfm_jax.data.images.openslide_image import GENERIC, OpenSlideImage
 from stfm_jax.data.images.pillow_image import PillowImage
@@ -100,17 +100,11 @@ def _without_openslide(path: Path, max_gib: float, also: bool = False) -> SlideI
     several = of_several_pages(path)
     if also and not several:
         return OpenSlideImage(path)
-    try:
-        if several:  # Pillow would read the first of them as all
-            raise InputError(
-                f"{path}: expected one page of colours, found {why} in several pages, which no "
-                f"library here decodes; {_HOW}."
-            )
+    if not several and pillow_image.opens(path):  # of several it would read the first as all
         return PillowImage(path, max_gib=max_gib)
-    except InputError as error:
-        if openslide_image.installed():
-            raise
-        raise InputError(
-            f"{path}: expected a TIFF that can be opened, found {why}, which needs more than is "
-            f"installed; {EXTRA}, or {_HOW}."
-        ) from error
+    pages = " in several pages" if several else ""
+    more = "" if openslide_image.installed() else f"{EXTRA}, or "
+    raise InputError(
+        f"{path}: expected a TIFF of colours of 8 or 16 bits that can be opened here, found "
+        f"{why}{pages}; {more}{_HOW}."
+    )

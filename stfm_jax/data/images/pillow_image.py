@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,12 @@ _STRIP_ROWS = 512
 _MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits a channel
 _GREY = ("L", "LA", "1")
 _TEXT_BYTES = 1 << 28  # of a text or colour profile in a PNG, unpacked
-_ORIENTATION, _WIDTH, _HEIGHT = 274, 256, 257  # tags
+_ORIENTATION = 274  # tag
+_TURNED_BACK: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by orientation, to as stored
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+}
 _PILLOW = threading.Lock()
 
 
@@ -45,7 +50,12 @@ class PillowImage(SlideImage):
                     f"{path}: expected an 8-bit colour image, found mode {image.mode!r}; convert "
                     "it to RGB."
                 )
-            size = _stored_size(image)
+            if getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) > max(_TURNED_BACK):
+                raise InputError(
+                    f"{path}: expected pixels as they are shown, found a TIFF of {image.mode} that "
+                    "is to be turned by 90 degrees; save it anew as RGB, turned or not."
+                )
+            size = Level(*image.size)
             check_decoded(path, size, max_gib)
             say_turned(path, image.getexif().get(_ORIENTATION, 1))
             self.grey = image.mode in _GREY
@@ -60,6 +70,15 @@ class PillowImage(SlideImage):
 
     def _read(self, opened, level, x, y, width, height) -> np.ndarray:
         return opened[y : y + height, x : x + width]
+
+
+def opens(path: Path) -> bool:
+    """Whether Pillow knows what a file is, of 8 bits; not whether it is whole."""
+    try:
+        with _opened(path) as image:
+            return image.mode in _MODES
+    except InputError:
+        return False
 
 
 @contextlib.contextmanager
@@ -84,16 +103,10 @@ def _without_limits() -> Iterator[None]:
             PngImagePlugin.MAX_TEXT_MEMORY = before[2]
 
 
-def _stored_size(image: Image.Image) -> Level:
-    """Of the pixels as they are stored: Pillow says that of a TIFF as it would be turned."""
-    tags = getattr(image, "tag_v2", {})
-    return Level(tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height))
-
-
 def _decode(image: Image.Image) -> np.ndarray:
     """uint8 [height, width, 3], copied in strips: Pillow's own copy is not doubled."""
-    width, height = _stored_size(image)
-    image.getexif()[_ORIENTATION] = 1  # or Pillow turns TIFFs, and nothing else
+    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1)  # Pillow turns TIFFs, no others
+    width, height = image.size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     for top in range(0, height, _STRIP_ROWS):
@@ -104,4 +117,4 @@ def _decode(image: Image.Image) -> np.ndarray:
             pixels[top:bottom] = on_background(np.asarray(strip.convert("RGBA")), white)
         else:
             pixels[top:bottom] = np.asarray(strip.convert("RGB"))
-    return pixels
+    return _TURNED_BACK.get(turned, np.asarray)(pixels)
