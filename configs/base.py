@@ -193,6 +193,7 @@ def get_config() -> ConfigDict:
     predict = config.predict = ConfigDict()
     predict.input = ""
     predict.output = ""
+    predict.overwrite = False  # replace files that are there and not of this library
     predict.method = ""  # of the methods; the last, when empty
     predict.draws = 8
     predict.image = ""  # H&E image of the input slide, where it holds no features

@@ -36,7 +36,7 @@ from stfm_jax.models.method import EXPRESSION, STACK
 from stfm_jax.predict.file import predict_file
 from stfm_jax.problems.table import problem_of
 from stfm_jax.report.card import card
-from stfm_jax.runtime.files import atomic_folder, read_json
+from stfm_jax.runtime.files import atomic_folder, expanded, is_file_name, read_json
 
 Data = anndata.AnnData | str | os.PathLike
 
@@ -324,7 +324,7 @@ def _folder_of(adatas: Any, workdir: Path, features_key: str) -> Path:
         raise InputError("expected adatas to be AnnData objects by name, or a folder of files.")
     folder = workdir / "slides"
     for name, adata in adatas.items():
-        if not re.fullmatch(r"[\w. -]{1,100}", name) or name.startswith("."):
+        if not is_file_name(str(name)):
             raise InputError(f"the name of a slide becomes that of a file, found {name!r}.")
         path = folder / f"{name}.h5ad"
         if not path.exists():
@@ -364,7 +364,7 @@ def _is_features(key: str, features_key: str) -> bool:
 
 
 def _path_or_empty(path: str | os.PathLike | None) -> str:
-    return "" if path is None else os.path.expanduser(os.fspath(path))
+    return "" if path is None else expanded(os.fspath(path))
 
 
 @contextlib.contextmanager

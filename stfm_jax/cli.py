@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -19,14 +20,16 @@ from ml_collections import ConfigDict
 from stfm_jax import experiment, seeds
 from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
+from stfm_jax.predict import outputs
 from stfm_jax.predict.file import predict_file
 from stfm_jax.runtime import distributed
-from stfm_jax.runtime.files import disk_full_message, is_disk_full
+from stfm_jax.runtime.files import disk_full_message, expanded, is_disk_full
 from stfm_jax.runtime.interrupt import EXIT_CODE, Interrupted
 
 _LOG = logging.getLogger("stfm_jax")
 _STARTS = ("train", "embed", "export")  # modes that make a workdir an experiment's
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_PATH_NUMBERS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)  # that have no class of their own
 
 
 def run(config: ConfigDict, workdir: str, mode: str) -> None:
@@ -38,7 +41,9 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))
     config.encoder.weights = _absolute(config.encoder.weights)
-    workdir = Path(workdir)
+    for name in (*outputs.INPUTS, "output"):
+        config.predict[name] = expanded(config.predict[name])
+    workdir = Path(os.path.expanduser(workdir))
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "stfm_jax")}
     distributed.check_alike(
         "config or versions", f"{mode} {config.to_json_best_effort()} {versions}"
@@ -121,7 +126,7 @@ def guarded(main: Callable[[], None]) -> int:
         print(stop, file=sys.stderr)
         return EXIT_CODE
     except (InputError, OSError) as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {' '.join(_message(error).splitlines())}", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:
         if not distributed.several():
@@ -159,7 +164,8 @@ def _message(error: InputError | OSError) -> str:
     if isinstance(error, FileNotFoundError):
         missing = error.filename
         return f"{missing}: expected a file there, found none." if missing else str(error)
-    if isinstance(error, _PATH_ERRORS) and error.filename:
+    of_path = isinstance(error, _PATH_ERRORS) or error.errno in _PATH_NUMBERS
+    if of_path and error.filename:
         return (
             f"{error.filename}: cannot be opened or written there ({error.strerror}); choose "
             "another path, or see to its permissions."

@@ -100,7 +100,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def _with_config(arguments: list[str]) -> list[str]:
     """The arguments; where none of them is --config, with that of the workdir, if it holds one."""
-    workdir = _value(arguments, "workdir")
+    workdir = os.path.expanduser(_value(arguments, "workdir"))
     held = os.path.isfile(os.path.join(workdir, "config.json"))
     if _value(arguments, "config") or not held:
         return arguments
@@ -123,6 +123,7 @@ def _with_paths(arguments: list[str]) -> list[str]:
 
 
 def _with_path(given: str) -> str:
+    given = os.path.expanduser(given)
     name, colon, rest = given.partition(":")
     if not re.fullmatch(r"\w+", name) or os.path.isfile(name):
         return given

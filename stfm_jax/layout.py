@@ -15,6 +15,17 @@ from __future__ import annotations
 from pathlib import Path
 
 FINAL = "final"
+# What a run writes beside the folders of its folds; features that are there are read, not replaced.
+_WRITTEN = (
+    *("dataset", FINAL, "fold_*", "sections", "metrics.json", "per_gene.csv", "history.csv"),
+    *("learning_curve.png", "maps_*.png", "registration.csv", "registration*.png"),
+    *("slide.h5ad", "slide_*.h5ad", "low.h5ad", "low_*.h5ad", "latents.npz", "latents.png"),
+)
+
+
+def written_in(workdir: Path) -> list[Path]:
+    """What is there of what a run writes, sorted."""
+    return sorted({path for pattern in _WRITTEN for path in workdir.glob(pattern)})
 
 
 def fold_folder(workdir: Path, fold: int | None) -> Path:

@@ -48,7 +48,8 @@ def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True)
     """Refuses a workdir before anything is read; where no data are read they may have moved.
 
     Raises:
-      InputError: it belongs to another config, or is not `new` and holds none.
+      InputError: it belongs to another config, or is not `new` and holds none; or it is no workdir
+        yet, and holds something that a run would replace.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -56,6 +57,11 @@ def check(config: ConfigDict, workdir: Path, new: bool, reads_data: bool = True)
         _check_same(_plain(config), _plain(read_config(workdir)), workdir, free)
     elif not new:
         raise InputError(f"{workdir}: holds no experiment; run --mode=train first.")
+    elif foreign := layout.written_in(workdir):
+        raise InputError(
+            f"{foreign[0]}: a run would replace it, but {workdir} has no config.json, so that it "
+            "is none of an earlier run; choose another --workdir, or take it away."
+        )
 
 
 @contextlib.contextmanager

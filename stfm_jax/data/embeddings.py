@@ -24,7 +24,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stfm_jax.data import feature_blocks, feature_store, labels
-from stfm_jax.data.hdf5 import decode_strings, open_hdf5
+from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_room_for
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.runtime.files import atomic_path
@@ -146,6 +146,7 @@ def open_stored(path: str | Path) -> Embeddings:
         matrix, coords = file[key], file["coords"]
         if not all(isinstance(each, h5py.Dataset) for each in (matrix, coords)):
             raise InputError(f"{path}: expected {key} and coords to be arrays; {_MEND}")
+        require_room_for(coords)
         named = next((name for name in ("barcodes", "barcode") if name in file), None)
         barcodes = None if named is None else decode_strings(file[named][()])
         if matrix.ndim == 1:

@@ -47,7 +47,7 @@ def require_genes(slide: Slide, genes: Sequence[str]) -> None:
 
 def library_size(slide: Slide) -> np.ndarray:
     """Total UMI count of each spot over all of the slide's genes, [n] float32, at least 1."""
-    return np.maximum(np.asarray(slide.counts.sum(axis=1)).ravel(), 1.0).astype(np.float32)
+    return np.maximum(slide.counts.sum(axis=1, dtype=np.float64).A1, 1.0).astype(np.float32)
 
 
 def normalize(counts, library, normalization: str):
@@ -97,7 +97,7 @@ def most_expressed_genes(
     total = np.zeros(len(common))
     for slide in slides:
         position = {gene: i for i, gene in enumerate(slide.genes)}
-        total += slide.counts.sum(axis=0).A1[[position[gene] for gene in common]]
+        total += slide.counts.sum(axis=0, dtype=np.float64).A1[[position[gene] for gene in common]]
     order = np.argsort(-total, kind="stable")[:num_genes]
     return [common[i] for i in order if total[i] > 0]
 

@@ -16,6 +16,7 @@ from skimage.measure import points_in_poly
 
 from stfm_jax.data import foreign
 from stfm_jax.errors import InputError
+from stfm_jax.runtime import marks
 from stfm_jax.runtime.files import atomic_path
 
 AT_ONCE = 4096  # spots whose values are written together
@@ -89,7 +90,8 @@ def write_spots(
     """
     corners = 0.5 * side_px * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
+        head = {"type": "FeatureCollection", marks.KEY: marks.made_by()}
+        file.write(json.dumps(head)[:-1] + ', "features": [')
         for first in range(0, len(names), AT_ONCE):
             rows = np.asarray(values[first : first + AT_ONCE])
             for i, row in enumerate(rows, start=first):

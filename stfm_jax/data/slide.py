@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from stfm_jax.data import feature_store, labels
 from stfm_jax.data.counts import is_count
 from stfm_jax.data.patches import PatchSource, WholeImage, at_scale, whole_image
+from stfm_jax.data.sparse import LIMIT, canonical
 from stfm_jax.errors import InputError
 
 JOINED_BY = "+"  # between the names of several encoders
@@ -33,7 +34,7 @@ class Slide:
     coords_um: np.ndarray  # [n, 2] float64, spot centres in micrometres
     coords_in: np.ndarray | None = None  # [n, 2] coordinates exactly as they came in
     spatial_unit: str = "um"  # unit of coords_in: "um" or "pixel"
-    counts: sp.csr_matrix | None = None  # [n, G] raw UMI counts, non-negative integers
+    counts: sp.csr_matrix | None = None  # [n, G] raw UMI counts, made `sparse.canonical`
     genes: np.ndarray | None = None  # [G] str, unique
     features: feature_store.Features | None = None  # [n, f] float32, embedding of each spot's patch
     encoder: str | None = None  # name (with patch size) of the encoder that made the features
@@ -49,6 +50,8 @@ class Slide:
     def __post_init__(self):
         if self.coords_in is None:
             object.__setattr__(self, "coords_in", self.coords_um)
+        if self.counts is not None:
+            object.__setattr__(self, "counts", canonical(self.counts, self.where))
         validate(self)
 
     @property
@@ -210,4 +213,10 @@ def _validate_counts(counts: sp.csr_matrix, genes: np.ndarray | None, n: int, wh
         raise InputError(
             f"{where}: counts must be non-negative integers (raw UMI counts), found "
             f"{wrong[0]:.9g}; if X is normalised, put the raw counts into layers['counts']."
+        )
+    if counts.nnz and counts.data.max() >= LIMIT:
+        raise InputError(
+            f"{where}: expected counts below {LIMIT:,}, up to which single precision holds every "
+            f"one exactly, found about {counts.data.max():,.0f}; no spot has so many of a gene: "
+            "check that these are raw counts."
         )

@@ -26,6 +26,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.encoders.encoder import Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.runtime import progress
+from stfm_jax.runtime.files import file_name
 
 _LOG = logging.getLogger("stfm_jax")
 
@@ -67,7 +68,7 @@ def require_images(slides: Iterable[Slide], encoders: Sequence[Encoder], cache: 
 
 def cache_path(cache: str | Path, encoder: Encoder, slide: Slide) -> Path:
     """Where a slide's embedding is kept."""
-    return Path(cache) / encoder.identity / f"{slide.name}.h5"
+    return Path(cache) / encoder.identity / f"{file_name(slide.name)}.h5"
 
 
 def _require_image(slide: Slide) -> None:

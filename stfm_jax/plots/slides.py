@@ -17,9 +17,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from stfm_jax.data.lattice import spot_spacing_um
+from stfm_jax.runtime import marks
 from stfm_jax.runtime.files import atomic_path
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; light yellow left out.
@@ -315,11 +317,20 @@ def nice_length(at_most: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= at_most * (1 + 1e-9))
 
 
+def take_literally(figure: Figure) -> None:
+    """Makes `$` in names of genes and slides a dollar; to matplotlib two of them are a formula."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():
+            text.set_parse_math(False)
+
+
 def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> None:
     """Writes the figure atomically; the suffix of `path` decides the format.
 
     Raises:
       InputError: the disk is full.
     """
+    take_literally(figure)
     with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "stfm"}):
-        figure.savefig(temporary, dpi=dpi)
+        named = {"Software": marks.made_by()} if temporary.suffix == ".png" else None
+        figure.savefig(temporary, dpi=dpi, metadata=named)

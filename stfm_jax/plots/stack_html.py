@@ -17,6 +17,7 @@ import numpy as np
 
 from stfm_jax.errors import InputError
 from stfm_jax.plots.slides import shared_limits
+from stfm_jax.runtime import marks
 from stfm_jax.runtime.files import atomic_path
 
 SHOWN = 60_000  # points that a browser still turns smoothly
@@ -65,7 +66,7 @@ def write(
     drawing = drawn.to_html(full_html=False, include_plotlyjs=True, div_id="stack")
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title or 'stack')}</title>\n"
+        f"{marks.html_tag()}\n<title>{html.escape(title or 'stack')}</title>\n"
         "<style>html, body {height: 100%; margin: 0;} body > div {height: 100%;}</style>\n"
         f"</head>\n<body>\n{drawing}\n</body>\n</html>\n"
     )

@@ -14,6 +14,7 @@ from stfm_jax.data.lattice import spot_spacing_um
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.ops import metrics
+from stfm_jax.runtime import marks
 from stfm_jax.runtime.files import write_csv
 
 
@@ -63,15 +64,14 @@ def write_table(
             scores = metrics.pearson(mean[known], measured[known])
             row["pearson"] = metrics.mean_over_genes(scores)[0]
         rows.append(row | dict(zip(genes, mean[here].mean(axis=0), strict=True)))
-    write_csv(path, rows)
+    write_csv(path, marks.marked(rows))
 
 
-def write_geojson(output: Path, slide: Slide, genes: Sequence[str]) -> None:
-    """Writes the prediction in an output file as squares beside it (same name, .geojson)."""
+def write_geojson(path: Path, output: Path, slide: Slide, genes: Sequence[str]) -> None:
+    """Writes the prediction in an output file as squares."""
     um_per_px = _require_pixels(slide, "--config.predict.geojson")
     side = spot_spacing_um(slide.coords_um) / um_per_px
     with h5py.File(output) as file:
-        path = output.with_suffix(".geojson")
         write_spots(path, slide.coords_in, side, slide.barcodes, file["X"], genes)
 
 

@@ -7,7 +7,6 @@ cores (50 genes): 100,000 spots and 8 draws 0.9 GiB; 1,000,000 5.5.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,8 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request
 from stfm_jax.predict import draw_store
+from stfm_jax.runtime.memory import GIB, available_memory
 from stfm_jax.store import Model
-
-GIB = 1 << 30
 
 
 def memory(model: Model, num_spots: int, request: Request, features_held: bool) -> int:
@@ -120,38 +118,3 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what is free here, and what its cgroup leaves."""
-    free = [_meminfo(), *_cgroup()]
-    return min(free)
-
-
-def _meminfo() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # no Linux: all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What limits of version 2 and 1 leave; pages of files that can be dropped count as free."""
-    free = []
-    for limit, usage, stat, cached in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            stats = dict(line.split() for line in (root / stat).read_text().splitlines())
-            used = int((root / usage).read_text()) - int(stats.get(cached, 0))
-            free.append(max(int((root / limit).read_text()) - used, 0))
-        except (OSError, ValueError):  # no such version, or "max": no limit
-            continue
-    return free

@@ -16,9 +16,10 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +31,21 @@ from stfm_jax.data.images.opening import SUFFIXES, is_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import plain
 from stfm_jax.errors import InputError
-from stfm_jax.runtime import distributed, locks
-from stfm_jax.runtime.files import atomic_path, write_csv, write_json
+from stfm_jax.predict import outputs
+from stfm_jax.runtime import distributed, locks, marks
+from stfm_jax.runtime.files import atomic_path, file_name, is_file_name, write_csv, write_json
 
 _LOG = logging.getLogger("stfm_jax")
 _TABLES = (".csv", ".tsv")
 _SLIDE, _SCALE = ("input", "wsi", "slide"), ("um_per_px", "mpp")  # columns; TRIDENT's names too
-_FREE = ("input", "output", "um_per_px", "method")  # of `predict`: said beside, by slide
+_FREE = (
+    "input",
+    "output",
+    "overwrite",
+    "um_per_px",
+    "method",
+)  # of `predict`: said beside, by slide
+_NOTES = ("log", "json")  # beside a prediction
 DONE, FAILED, ELSEWHERE = "done", "failed", "another process is at it"
 
 
@@ -63,25 +72,36 @@ def is_cohort(options: Any) -> bool:
     return bool(options.input and options.output) and listed and Path(options.output).suffix == ""
 
 
-def run(config: Any, source: Source, predict_one: Callable[[Any], None]) -> None:
+def run(
+    config: Any,
+    source: Source,
+    predict_one: Callable[[Any], None],
+    outputs_of: Callable[[Any], Mapping[Path, str]],
+) -> None:
     """Predicts every slide of `config.predict.input` that is not finished.
 
     Args:
       config: with the section `predict`.
       source: slides that another one predicted are predicted again.
       predict_one: predicts the slide that a config names.
+      outputs_of: the files that this writes.
 
     Raises:
-      InputError: no slides; or, at the end, some failed.
+      InputError: no slides, or something that is there would be replaced; or, at the end, some
+        failed.
     """
-    output, entries = Path(config.predict.output), listed(config.predict.input)
+    output = Path(config.predict.output)
+    entries = listed(config.predict.input, output)
+    _check_outputs(entries, config, output, outputs_of)
     _LOG.info("%s: %d slides", config.predict.input, len(entries))
     with distributed.alone():
         first = jax.process_index() * len(entries) // jax.process_count()
         for entry in (*entries[first:], *entries[:first]):
             _predict(entry, config, source, output, predict_one)
         states = [_state(entry, config, source, output) for entry in entries]
-        write_csv(output / "summary.csv", states)  # of every process: the last one's is whole
+        write_csv(
+            output / "summary.csv", marks.marked(states)
+        )  # of every process: the last one's is whole
     failed = [state["name"] for state in states if state["status"] == FAILED]
     _LOG.info(
         "%d of %d slides are predicted -> %s",
@@ -97,15 +117,19 @@ def run(config: Any, source: Source, predict_one: Callable[[Any], None]) -> None
         )
 
 
-def listed(given: str) -> list[Entry]:
+def listed(given: str, output: Path) -> list[Entry]:
     """The slides of a folder and those below it, or of a table.
 
+    What was predicted into an `output` folder that lies there is none of them.
+
     Raises:
-      InputError: there are none, or a table without the column, or with a name twice.
+      InputError: there are none, or a table without the column, with a name twice, or with one
+        that files cannot be called by.
     """
     path = Path(given)
-    entries = _in_folder(path) if path.is_dir() else _in_table(path)
-    names = [entry.name for entry in entries]
+    entries = _in_folder(path, output) if path.is_dir() else _in_table(path)
+    # In small letters: such that differ in case alone are one to some file systems.
+    names = [entry.name.casefold() for entry in entries]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(
@@ -115,11 +139,42 @@ def listed(given: str) -> list[Entry]:
     return entries
 
 
-def _in_folder(folder: Path) -> list[Entry]:
+def _check_outputs(entries: list[Entry], config: Any, output: Path, outputs_of) -> None:
+    """Raises InputError where a file would be replaced that is an input, or none of ours."""
+    given = {path: option for path, option in outputs.inputs(config.predict).items()
+             if not path.is_dir()}  # fmt: skip
+    given |= {entry.path: "a slide of --config.predict.input" for entry in entries}
+    written = {output / "summary.csv": "summary"}
+    for entry in entries:
+        written |= outputs_of(_config_of(entry, config, output))
+        written |= {output / f"{entry.name}.{end}": f"{end} of {entry.name}" for end in _NOTES}
+    outputs.check(written, given, config.predict.overwrite, _is_ours)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file was written here; half of one is known by what lies beside it."""
+    if marks.is_ours(path):
+        return True
+    about = path.with_suffix(".json")
+    return path.suffix == ".h5ad" and marks.is_ours(about) and not _opens(path)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        _spots(path)
+    except (OSError, KeyError):
+        return False
+    return True
+
+
+def _in_folder(folder: Path, output: Path) -> list[Entry]:
+    predicted = output.resolve()
     paths = sorted(
         path
         for path in visible(folder, "**/*")
-        if path.is_file() and (is_image(path) or path.suffix == ".h5ad")
+        if path.is_file()
+        and (is_image(path) or path.suffix == ".h5ad")
+        and not (predicted in path.resolve().parents and marks.is_ours(path))
     )
     if not paths:
         raise InputError(
@@ -129,7 +184,7 @@ def _in_folder(folder: Path) -> list[Entry]:
     stems = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
     whole = ["__".join(path.relative_to(folder).parts) for path in paths]
     names = [s if stems.count(s) == 1 else w for s, w in zip(stems, whole, strict=True)]
-    return [Entry(path, name) for path, name in zip(paths, names, strict=True)]
+    return [Entry(path, file_name(name)) for path, name in zip(paths, names, strict=True)]
 
 
 def _in_table(path: Path) -> list[Entry]:
@@ -142,12 +197,21 @@ def _in_table(path: Path) -> list[Entry]:
             f"{', '.join(map(str, table)) or 'nothing'}; `um_per_px` and `name` may stand beside."
         )
     scale = next((name for name in _SCALE if name in table), None)
-    entries = []
-    for row in table.to_dict("records"):
-        slide = path.parent / str(row[column])
-        um_per_px = _number(row[scale], path) if scale and row[scale] else None
-        entries.append(Entry(slide, row.get("name") or slide.stem, um_per_px))
-    return entries
+    return [_of_row(row, path, column, scale) for row in table.to_dict("records")]
+
+
+def _of_row(row: dict[str, str], path: Path, column: str, scale: str | None) -> Entry:
+    row = {key: str(value).strip() for key, value in row.items()}
+    slide = path.parent / os.path.expanduser(row[column])
+    name, um_per_px = row.get("name") or file_name(slide.stem), row.get(scale, "")
+    if not row[column] or "\0" in row[column]:
+        raise InputError(f"{path}: expected a slide in each line, found {row[column]!r}.")
+    if not is_file_name(name):
+        raise InputError(
+            f"{path}: the name of a slide becomes that of its files, found {name[:80]!r}; give one "
+            "without / and a dot in front, of at most 180 bytes."
+        )
+    return Entry(slide, name, _number(um_per_px, path) if um_per_px else None)
 
 
 def _number(text: str, path: Path) -> float:
@@ -166,7 +230,7 @@ def _predict(entry: Entry, config, source: Source, output: Path, predict_one) ->
     with locks.held(output / f".{entry.name}.lock") as mine:
         if not mine or _finished(entry, output, about):
             return
-        log, state = (output / f"{entry.name}.{suffix}" for suffix in ("log", "json"))
+        log, state = (output / f"{entry.name}.{suffix}" for suffix in _NOTES)
         state.unlink(missing_ok=True)
         started = time.monotonic()
         try:
@@ -175,13 +239,14 @@ def _predict(entry: Entry, config, source: Source, output: Path, predict_one) ->
         except Exception as error:  # whatever it is, the other slides go on
             _LOG.error("%s: failed: %s", entry.name, error)
             with atomic_path(log) as temporary:
-                temporary.write_text(traceback.format_exc(), encoding="utf-8")
+                text = f"{marks.made_by()}\n{traceback.format_exc()}"
+                temporary.write_text(text, encoding="utf-8", errors="replace")
             said = {"status": FAILED, "message": " ".join(str(error).split())[:500]}
         else:
             log.unlink(missing_ok=True)
             said = {"status": DONE, "spots": found, "message": ""}
         said["seconds"] = round(time.monotonic() - started, 1)
-        write_json(state, about | said)
+        write_json(state, {marks.KEY: marks.made_by()} | about | said)
 
 
 def _config_of(entry: Entry, config: Any, output: Path) -> Any:

@@ -26,7 +26,7 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Request, Section, Standing, gathered
 from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
-from stfm_jax.predict import areas, budget, features, library, spatial_store
+from stfm_jax.predict import areas, budget, features, library, outputs, spatial_store
 from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.predict.draw_store import DrawStore
 from stfm_jax.runtime.devices import make_mesh
@@ -36,7 +36,6 @@ from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
 QUANTILES = {"q10": 0.1, "q90": 0.9}
-MIN_DRAWS = 2
 NUMBERS_AT_ONCE = 1 << 24  # of draws whose spread is computed together
 ODD_SPACING = (
     1.25  # times that of a training slide, or one over it, from which on it is said [ours]
@@ -52,7 +51,6 @@ def read_input(config: Any, model: Model) -> tuple[Model, Slide]:
       InputError: no input, features of another encoder or width, or neither features nor image.
     """
     options = config.predict
-    check_options(options)
     slide = inputs.read_to_predict(
         options.input,
         dataclasses.replace(reading(options), rules=Rules.of(config.data)),
@@ -120,33 +118,6 @@ def request_of(model: Model, config: Any, index: int = 0) -> Request:
     return Request(model.genes, config.seed + index, *draws, make_mesh(config.devices))
 
 
-def check_options(options: Any) -> None:
-    """Raises InputError for a `predict` section of a config that cannot be done."""
-    if not options.input or not options.output:
-        raise InputError(
-            "--mode=predict needs --config.predict.input=IN.h5ad and "
-            "--config.predict.output=OUT.h5ad."
-        )
-    output = Path(options.output)
-    if output.suffix != ".h5ad" or output.resolve() == Path(options.input).resolve():
-        raise InputError(
-            f"--config.predict.output must name a new .h5ad file, found {options.output!r} (the "
-            f"input is {options.input!r})."
-        )
-    if options.image and options.embeddings:
-        raise InputError(
-            "features come from --config.predict.image or from --config.predict.embeddings, found "
-            "both; give one."
-        )
-    if options.spatialdata:
-        spatial_store.check(output)
-    if options.draws < MIN_DRAWS:
-        raise InputError(
-            f"config.predict.draws must be at least {MIN_DRAWS} for a spread, found "
-            f"{options.draws}."
-        )
-
-
 def predict(
     model: Model,
     slide: Slide,
@@ -198,7 +169,9 @@ def predict(
         _write_matrices(temporary, mean, store if draws else None, config.predict.draws)
     _LOG.info("%s: %d spots, %d genes -> %s", slide.where, n, g, output)
     if config.predict.spatialdata:
-        _LOG.info("%s: as SpatialData -> %s", slide.where, spatial_store.write(output))
+        store_path = outputs.beside(output, "SpatialData")
+        spatial_store.write(output, store_path)
+        _LOG.info("%s: as SpatialData -> %s", slide.where, store_path)
     measured, known, scores = None, np.full(slide.num_spots, True), None
     with afterwards(output, "compared with the input's counts"):
         measured = _measured(config.predict, slide, genes, config.data.normalization)
@@ -210,10 +183,10 @@ def predict(
                 *(known.sum(), metrics.mean_over_genes(scores)[0]),
             )
     if regions is not None:
-        path = output.with_name(f"{output.stem}_regions.csv")
+        path = outputs.beside(output, "table of regions")
         areas.write_table(path, regions, mean, measured, genes)
     if config.predict.geojson:
-        areas.write_geojson(output, slide, genes)
+        areas.write_geojson(outputs.beside(output, "GeoJSON"), output, slide, genes)
     title = f"{slide.name}: predicted by {model.method.name}"
     if config.predict.maps:
         if not known.all():
@@ -221,7 +194,8 @@ def predict(
             slide, measured, mean = slide.subset(known), measured[known], mean[known]
         draw = picture or _draw_maps
         with afterwards(output, "its map"):
-            draw(output.with_suffix(".png"), slide, measured, mean, genes, scores, title)
+            path = outputs.beside(output, "map")
+            draw(path, slide, measured, mean, genes, scores, title)
 
 
 def _annotations(

@@ -18,6 +18,7 @@ import pandas as pd
 from anndata.io import read_elem
 
 from stfm_jax.plots import slides as plots
+from stfm_jax.predict import outputs
 from stfm_jax.report import page
 from stfm_jax.report.card import terms
 from stfm_jax.runtime.files import atomic_path
@@ -41,13 +42,14 @@ def warnings_said() -> Iterator[list[str]]:
         _LOG.removeHandler(handler)
 
 
-def write(output: Path, model: Model, warned: list[str]) -> None:
+def write(output: Path, model: Model, warned: list[str], drawn: Path | None) -> None:
     """Writes the report of a predicted slide beside it.
 
     Args:
-      output: its .h5ad; a picture of the same name is put in.
+      output: its .h5ad.
       model: that predicted it.
       warned: what was warned of.
+      drawn: its map, to be put in; None where there is none.
     """
     with h5py.File(output) as file:
         about, genes = read_elem(file["uns/stfm"]), read_elem(file["var"])
@@ -55,8 +57,7 @@ def write(output: Path, model: Model, warned: list[str]) -> None:
         normalization = str(read_elem(file["uns/normalization"]))
     parts = [page.paragraph(_summary(model, about, len(obs), len(genes)))]
     parts += [page.warning(note) for note in dict.fromkeys(warned)]
-    drawn = output.with_suffix(".png")
-    if drawn.exists():
+    if drawn is not None:
         parts += [page.heading("Maps"), page.picture(drawn, "maps of genes over the slide")]
     parts += [page.heading("Genes to trust"), *_genes(genes)]
     parts += [page.heading("How far the slide is from what the model has seen")]
@@ -66,8 +67,7 @@ def write(output: Path, model: Model, warned: list[str]) -> None:
         parts += [page.figure(figure, "map of the distance of each spot")]
     parts += [page.heading("How it was made"), page.facts(_made(model, about, normalization))]
     parts += [page.paragraph("Not for clinical use.")]
-    path = output.with_name(f"{output.stem}_report.html")
-    with atomic_path(path) as temporary:
+    with atomic_path(outputs.beside(output, "report")) as temporary:
         temporary.write_text(page.page(output.stem, parts), encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import zarr
 from scipy.spatial import cKDTree
 
-from stfm_jax.errors import InputError
+from stfm_jax.runtime import marks
 from stfm_jax.runtime.files import atomic_folder
 
 TABLE, SPOTS = "predicted", "spots"  # names of the elements
@@ -27,37 +27,21 @@ _REGION, _INSTANCE = "region", "spot_id"  # columns of obs
 _WKB_POINT = np.dtype([("order", "u1"), ("kind", "<u4"), ("xy", "<f8", 2)])
 
 
-def path_of(output: Path) -> Path:
-    """Where the store of an output lies: OUT.zarr beside OUT.h5ad."""
-    return output.with_suffix(".zarr")
-
-
-def check(output: Path) -> None:
-    """Raises InputError where there is a store already."""
-    path = path_of(output)
-    if path.exists():
-        raise InputError(
-            f"--config.predict.spatialdata: {path} is there already; take it away, or choose "
-            "another --config.predict.output."
-        )
-
-
-def write(output: Path) -> Path:
-    """Writes the store of a prediction, whole or not at all; returns its path.
+def write(output: Path, path: Path) -> None:
+    """Writes the store of a prediction, whole or not at all, in place of an earlier one.
 
     Args:
       output: the AnnData file, with `obsm['spatial']`.
+      path: of the store.
 
     Raises:
-      InputError: there is something already; the disk is full.
+      InputError: the disk is full.
     """
     adata = anndata.read_h5ad(output)
-    path = path_of(output)
-    with atomic_folder(path) as temporary:
+    with atomic_folder(path, replaced=True) as temporary:
         with anndata.settings.override(zarr_write_format=2), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Writing zarr v2")
             _write(adata, temporary)
-    return path
 
 
 def _write(adata: anndata.AnnData, folder: Path) -> None:
@@ -67,6 +51,7 @@ def _write(adata: anndata.AnnData, folder: Path) -> None:
     adata.uns["spatialdata_attrs"] = keys
     root = zarr.open_group(store=folder, mode="w", zarr_format=2)
     root.attrs["spatialdata_attrs"] = {"version": "0.1"}
+    root.attrs[marks.KEY] = marks.made_by()
     shapes = root.create_group("shapes").create_group(SPOTS)
     shapes.attrs.update(
         {

@@ -32,10 +32,10 @@ from stfm_jax.models.parts import Split
 from stfm_jax.ops import metrics, simplex
 from stfm_jax.plots import slides as plots
 from stfm_jax.plots import split as split_plots
-from stfm_jax.predict import budget
+from stfm_jax.predict import budget, outputs
 from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.predict.features import arranged, with_image
-from stfm_jax.predict.slide import check_options, reading
+from stfm_jax.predict.slide import reading
 from stfm_jax.runtime import distributed, progress
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import atomic_path
@@ -101,7 +101,6 @@ def read_input(config: Any, model: Model) -> Pair:
       InputError, FileNotFoundError: as `run`.
     """
     options = config.predict
-    check_options(options)
     given = reading(options)
     low = inputs.read_counted(options.input, given)
     if options.children:
@@ -244,9 +243,10 @@ def _allocated(file: h5py.File, name: str, layout: Layout, dtype) -> int:
     group.attrs.update(
         {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": layout.shape}
     )
-    # As wide as the indices where that will do: scanpy takes no matrix whose two differ.
-    group["indptr"] = layout.indptr.astype(sp.get_index_dtype(maxval=layout.size))
-    indices = group.create_dataset("indices", layout.size, np.int32)
+    # Of one type: scipy and scanpy take no matrix whose two differ.
+    index = sp.get_index_dtype(maxval=layout.size)
+    group["indptr"] = layout.indptr.astype(index)
+    indices = group.create_dataset("indices", layout.size, index)
     for first in range(0, layout.shape[0], ROWS):
         last = min(first + ROWS, layout.shape[0])
         indices[layout.indptr[first] : layout.indptr[last]] = layout.indices(first, last)
@@ -307,7 +307,7 @@ def _draw_maps(pair: Pair, output: Path, names: list[str], method: str, draws: i
         [""] * len(best),
         f"{pair.low.name}: split by {method}",
     )
-    plots.save(figure, output.with_suffix(".png"))
+    plots.save(figure, outputs.beside(output, "map"))
 
 
 def _most_variable(low: Slide, names: list[str]) -> np.ndarray:

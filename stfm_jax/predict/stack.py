@@ -26,10 +26,11 @@ from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
 from stfm_jax.plots import stack as stack_plots
 from stfm_jax.plots import stack_html
+from stfm_jax.predict import outputs, volume, why
 from stfm_jax.predict import slide as predict
-from stfm_jax.predict import volume, why
 from stfm_jax.predict.afterwards import afterwards
 from stfm_jax.predict.features import arranged
+from stfm_jax.runtime import marks
 from stfm_jax.runtime.files import write_csv
 from stfm_jax.store import Model
 
@@ -56,7 +57,6 @@ def read_input(config: Any, model: Model) -> StackInput:
         `predict.why` asks of no spot there is.
     """
     options = config.predict
-    predict.check_options(options)
     if options.image or options.embeddings:
         raise InputError(
             "a stack's features are read from its .h5ad files (obsm['features']), not from "
@@ -217,13 +217,14 @@ def _draw(output: Path, results: Sequence[volume.SectionResult], genes, html: bo
         figure = stack_plots.gene_through_stack(
             names, z_um, places, [r.mean[:, gene] for r in results], measured, genes[gene]
         )
-        suffix = ".png" if i == 0 else f"_{genes[gene]}.png"
-        plots.save(figure, output.with_name(output.stem + suffix))
+        first = i == 0
+        path = outputs.beside(output, "map") if first else outputs.gene_map(output, genes[gene])
+        plots.save(figure, path)
     if html:
         sizes = [r.slide.num_spots for r in results]
         heights = np.repeat(z_um, sizes)[:, None]
         stack_html.write(
-            output.with_suffix(".html"),
+            outputs.beside(output, "3D view"),
             np.concatenate([np.concatenate(places), heights], axis=1),
             {genes[gene]: pooled[:, gene] for gene in order[:IN_HTML]},
             np.repeat(names, sizes),
@@ -264,7 +265,7 @@ def _explain(model: Model, sections, target: int, spot: int, output: Path) -> No
     known = [s.counts is not None and method.expressed for s in ordered]
     barcodes = [s.barcodes for s in ordered]
     rows = why.table(placed, barcodes, own, spot, found, known)
-    write_csv(output.with_name(f"{output.stem}_why.csv"), rows)
+    write_csv(outputs.beside(output, "table of why"), marks.marked(rows))
     title = f"{slide.name}, spot {slide.barcodes[spot]}: what it was told of"
     figure = stack_plots.why(placed, own, spot, found, known, title)
-    plots.save(figure, output.with_name(f"{output.stem}_why.png"))
+    plots.save(figure, outputs.beside(output, "picture of why"))

@@ -30,6 +30,7 @@ from stfm_jax.plots.slides import save
 from stfm_jax.predict import areas, budget, features
 from stfm_jax.predict import slide as predict_slide
 from stfm_jax.runtime import distributed
+from stfm_jax.runtime.files import temporary_prefix
 from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
@@ -45,7 +46,6 @@ def run(config: Any, model: Model, folder: Path) -> None:
         features that cannot be made of it.
     """
     options = config.predict
-    predict_slide.check_options(options)
     _check(options)
     spacing = spacing_um(options, model)
     found, slide = spots(options, spacing, config.data.max_image_gib)
@@ -157,7 +157,7 @@ def _kept(slide: Slide, output: Path) -> Iterator[Path]:
     path = Path(slide.source)
     about = f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns} "
     digest = hashlib.sha256(about.encode() + np.ascontiguousarray(slide.coords_um).tobytes())
-    folder = output.parent / f".{output.stem}-{digest.hexdigest()[:12]}"
+    folder = output.parent / f"{temporary_prefix(output)}{digest.hexdigest()[:12]}"
     yield folder
     distributed.barrier("features were used")
     if distributed.is_main():

@@ -25,7 +25,7 @@ from stfm_jax.plots import stack as stack_plots
 from stfm_jax.problems.problem import Cases, Predicted, Problem
 from stfm_jax.regression.features import fit_transform
 from stfm_jax.runtime import distributed
-from stfm_jax.runtime.files import write_csv
+from stfm_jax.runtime.files import file_name, write_csv
 from stfm_jax.score import expression as score
 from stfm_jax.settings import Settings, setting
 
@@ -201,7 +201,7 @@ class Expression(Problem):
             title=f"{fold['test'][0]}: measured, {name}'s mean"
             + ("" if drawn is None else ", one draw"),
         )
-        plots.save(figure, workdir / f"maps_{fold['test'][0]}.png")
+        plots.save(figure, workdir / f"maps_{file_name(fold['test'][0])}.png")
 
 
 def _write_registration(workdir: Path, found: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ def _write_registration(workdir: Path, found: Mapping[str, Any]) -> None:
             [s.registered_um for s in placed],
             [f"{pair.residual_um:.0f} um, {pair.overlap:.0%}" for pair in fit.pairs],
         )
-        name = f"registration_{patient}.png" if patient else "registration.png"
+        name = f"registration_{file_name(patient)}.png" if patient else "registration.png"
         plots.save(figure, workdir / name)
     write_csv(workdir / "registration.csv", rows)
 
@@ -222,5 +222,7 @@ def _write_sections(slides: Sequence[Slide], unseen: Sequence[Slide], workdir: P
     """Every section, a folder for each stack; those kept out of everything without counts."""
     bare = [dataclasses.replace(s, counts=None, genes=None) for s in unseen]
     for slide in (*slides, *bare):
-        folder = workdir / "sections" / (slide.patient or "stack")
-        h5ad.write(dataclasses.replace(slide, registered_um=None), folder / f"{slide.name}.h5ad")
+        folder = workdir / "sections" / file_name(slide.patient or "stack")
+        h5ad.write(
+            dataclasses.replace(slide, registered_um=None), folder / f"{file_name(slide.name)}.h5ad"
+        )

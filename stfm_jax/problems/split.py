@@ -31,6 +31,7 @@ from stfm_jax.plots import split as split_plots
 from stfm_jax.problems.problem import Cases, Predicted, Problem
 from stfm_jax.report import mixing
 from stfm_jax.runtime import distributed
+from stfm_jax.runtime.files import file_name
 from stfm_jax.score import split as score
 from stfm_jax.settings import Settings, setting
 
@@ -274,7 +275,7 @@ class SplitProblem(Problem):
             [f"ratio {found[g]:.2f}" for g in best],
             f"{fold['test'][0]}: {parents} parents, {n} children; the genes found best",
         )
-        plots.save(figure, workdir / f"maps_{fold['test'][0]}.png")
+        plots.save(figure, workdir / f"maps_{file_name(fold['test'][0])}.png")
 
     def extras(self, workdir: Path, dataset: Dataset) -> dict[str, Any]:
         pairs = {slide.name: self.settings.scored_pair(slide) for slide in dataset.all}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -61,10 +62,15 @@ def _data(model: Model, config: Any, metrics: Mapping[str, Any]) -> Iterator[str
     if slides:
         spots = sum(about["spots"] for about in slides.values())
         yield f"- {len(slides)} slides (sections), {spots} spots, of {_patients(slides)}."
-        yield f"- Slides: {', '.join(slides)}."
+        yield f"- Slides: {', '.join(map(_literally, slides))}."
     else:
         yield "- An earlier version trained it, which kept no list of its slides."
     yield f"- Split for the scores: {metrics['split']}. The model itself is fitted to all slides."
+
+
+def _literally(name: str) -> str:
+    """A name that comes from a file, none of which is markup."""
+    return re.sub(r"([\\`\[\]<>])", r"\\\1", " ".join(str(name).split()))
 
 
 def _patients(slides: Mapping[str, Mapping[str, Any]]) -> str:
@@ -79,7 +85,7 @@ def _genes(model: Model) -> Iterator[str]:
     use = "that it was trained on; it splits any" if model.method.problem == SPLIT else "predicted"
     yield f"<details><summary>{len(genes)} genes {use}</summary>"
     yield ""
-    yield ", ".join(map(str, genes))
+    yield ", ".join(map(_literally, genes))
     yield ""
     yield "</details>"
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from stfm_jax.plots.slides import take_literally
+from stfm_jax.runtime import marks
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff }
@@ -34,6 +37,7 @@ def page(title: str, parts: Sequence[str]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width">\n'
+        f"{marks.html_tag()}\n"
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
     )
@@ -72,6 +76,7 @@ def picture(path: Path, alt: str) -> str:
 
 def figure(drawn: Figure, alt: str) -> str:
     """A figure of matplotlib's, in the page itself."""
+    take_literally(drawn)
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=110)
     return _embedded(buffer.getvalue(), alt)

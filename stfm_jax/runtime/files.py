@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -19,7 +22,53 @@ from typing import Any
 import numpy as np
 
 from stfm_jax.errors import InputError
-from stfm_jax.runtime import distributed
+from stfm_jax.runtime.memory import require_room
+
+_DAMAGED_ARRAYS = (
+    *(OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+NAME_BYTES = 255  # of a file's name, on the usual file systems
+_SHORT = 180  # bytes of a name of which longer ones are made
+_NAME = re.compile(r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*")
+
+
+def is_file_name(text: str) -> bool:
+    """Whether files can be called by a text: one step of a path, not hidden, not too long."""
+    return bool(_NAME.fullmatch(text)) and len(text.encode()) <= _SHORT
+
+
+def file_name(text: str) -> str:
+    """A text that comes from a file (a gene, a slide, a patient), as part of a file's name.
+
+    One that is no name (`is_file_name`) loses what is not plain, and gets a digest by which it is
+    still told from others.
+    """
+    if is_file_name(text):
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    kept = re.sub(r"[^\w+=@-]+", "_", text).encode(errors="ignore")[: _SHORT - 9]
+    return f"{kept.decode(errors='ignore').strip('_') or 'name'}-{digest}"
+
+
+def require_inside(path: str, where: str | os.PathLike) -> str:
+    """A path that a file names, if it is a relative one that leads nowhere up.
+
+    Raises:
+      InputError: it does.
+    """
+    parts = path.split("/")
+    if not all(is_file_name(part) for part in parts):
+        raise InputError(
+            f"{where}: expected a name, or a path in the folder of the data, found {path[:80]!r}; "
+            "names in files are not followed to other places."
+        )
+    return path
+
+
+def expanded(paths: str) -> str:
+    """A path, or several with commas between, in which ~ stands for a home."""
+    return ",".join(os.path.expanduser(part) for part in paths.split(","))
 
 
 @contextlib.contextmanager
@@ -34,12 +83,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       InputError: the disk (or quota) is full; other errors pass through.
     """
+    from stfm_jax.runtime import distributed  # imports JAX, which whoever only reads can do without
+
     path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+            prefix=temporary_prefix(path), suffix=path.suffix, dir=path.parent
         )
         os.close(handle)
         temporary = Path(name)
@@ -58,28 +109,45 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, replaced: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path`; moved there at the end, removed after any failure.
 
-    Of one process. What is at `path` must be nothing, or an empty folder.
+    Of one process. What is at `path` must be nothing, or an empty folder; or it is `replaced`.
 
     Raises:
       InputError: there is something else; the disk (or quota) is full.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    full = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if full and not replaced:
         raise InputError(f"{path}: expected no folder there, or an empty one; choose another.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary, before = (
+        Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent)) for _ in range(2)
+    )
     try:
         yield temporary
         _make_public(temporary, 0o777)
-        os.replace(temporary, path)
+        if full:
+            os.replace(path, before)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if full:
+                os.replace(before, path)
+            raise
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and is_disk_full(error):
             raise InputError(disk_full_message(path, error)) from error
         raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def temporary_prefix(path: Path) -> str:
+    """Of the name of what is not finished: hidden, and so never read as an input."""
+    return f".{path.stem.encode()[:_SHORT].decode(errors='ignore')}-"
 
 
 def _make_public(path: Path, mode: int) -> None:
@@ -184,9 +252,13 @@ def load_arrays(path: str | os.PathLike) -> dict[str, Any]:
       InputError: the file is missing or damaged.
     """
     try:
+        with zipfile.ZipFile(path) as packed:
+            require_room(sum(each.file_size for each in packed.infolist()), path)
         with np.load(path, allow_pickle=False) as stored:
             flat = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except _DAMAGED_ARRAYS as error:
         raise InputError(f"{path}: not a readable .npz file ({error}); train again.") from error
     tree: dict[str, Any] = {}
     for key, value in flat.items():

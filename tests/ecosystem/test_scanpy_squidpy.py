@@ -58,6 +58,20 @@ def test_scanpy_preprocesses_it(adata):
     np.testing.assert_allclose(adata.obs["total_counts"], totals(adata), rtol=1e-5)
 
 
+def test_sparse_matrices_have_indices_of_one_type(adata):
+    """Scipy refuses to go on with others, each method in its own way."""
+    for matrix in (adata.X, *(adata.layers[name] for name in layer_names(adata))):
+        if not sp.issparse(matrix):
+            continue
+        assert matrix.indices.dtype == matrix.indptr.dtype
+        total = matrix.sum()
+        for does in ("sort_indices", "sum_duplicates", "eliminate_zeros"):
+            getattr(matrix, does)()
+        rows, columns = matrix.nonzero()
+        assert len(rows) == len(columns) == matrix.nnz == matrix.tocoo().nnz
+        assert matrix.sum() == pytest.approx(total, rel=1e-6)
+
+
 def test_scanpy_finds_neighbours_and_draws_them(adata, tmp_path):
     sc.pp.pca(adata, n_comps=3)
     assert np.isfinite(adata.obsm["X_pca"]).all() and adata.obsm["X_pca"].std() > 0

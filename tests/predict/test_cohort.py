@@ -52,9 +52,14 @@ def one(config):
     if path.read_text() == "broken":
         raise InputError(f"{path}: expected a slide.")
     time.sleep(0.05)
-    anndata.AnnData(np.zeros((3, 2), np.float32)).write_h5ad(config.predict.output)
+    made_here = anndata.AnnData(np.zeros((3, 2), np.float32), uns={"stfm": {"version": "0"}})
+    made_here.write_h5ad(config.predict.output)
     with open(Path(config.predict.output).parent / "made.txt", "a") as file:
         file.write(f"{path.stem} {os.getpid()} {config.predict.um_per_px}\n")
+
+
+def files_of(config):
+    return {Path(config.predict.output): "prediction"}
 
 
 def summary(folder):
@@ -70,7 +75,7 @@ def test_a_broken_slide_stops_none_and_the_end_says_so(folder, model):
     config = configured(folder)
     assert cohort.is_cohort(config.predict)
     with pytest.raises(InputError, match=r"1 of 5 slides could not be predicted: s2; .*\.log"):
-        cohort.run(config, model, one)
+        cohort.run(config, model, one, files_of)
     out = folder.parent / "out"
     rows = summary(folder)
     assert {name: row["status"] for name, row in rows.items()} == {
@@ -80,7 +85,7 @@ def test_a_broken_slide_stops_none_and_the_end_says_so(folder, model):
     assert "Traceback" in (out / "s2.log").read_text()
     assert not list(out.glob(".*"))
     (folder / "s2.svs").write_text("mended")
-    cohort.run(config, model, one)
+    cohort.run(config, model, one, files_of)
     assert [name for name, *_ in made(folder)] == ["s4", "s0", "s1", "s3", "s2"]
     assert not (out / "s2.log").exists() and summary(folder)["s2"]["status"] == "done"
 
@@ -88,11 +93,11 @@ def test_a_broken_slide_stops_none_and_the_end_says_so(folder, model):
 def test_what_is_finished_is_known_by_file_options_and_model(folder, model):
     (folder / "s2.svs").write_text("slide")
     config, out = configured(folder), folder.parent / "out"
-    cohort.run(config, model, one)
+    cohort.run(config, model, one, files_of)
 
     def again(config=config, model=model):
         before = len(made(folder))
-        cohort.run(config, model, one)
+        cohort.run(config, model, one, files_of)
         return [name for name, *_ in made(folder)[before:]]
 
     assert again() == []
@@ -109,7 +114,7 @@ def test_what_is_finished_is_known_by_file_options_and_model(folder, model):
 def test_tables_name_slides_and_their_scales(folder, model):
     table = folder / "list.csv"
     table.write_text("wsi,mpp,name\ns0.svs,0.5,first\ndeep/s4.svs,,last\n")
-    cohort.run(configured(table, output=str(folder.parent / "out")), model, one)
+    cohort.run(configured(table, output=str(folder.parent / "out")), model, one, files_of)
     assert [(name, scale) for name, _, scale in made(folder)] == [("s0", "0.5"), ("s4", "None")]
     assert set(summary(folder)) == {"first", "last"}
     for text, message in (
@@ -119,16 +124,16 @@ def test_tables_name_slides_and_their_scales(folder, model):
     ):
         table.write_text(text)
         with pytest.raises(InputError, match=message):
-            cohort.listed(str(table))
+            cohort.listed(str(table), folder.parent / "out")
     empty = folder / "none"
     empty.mkdir()
     with pytest.raises(InputError, match="expected slides in it or in folders below"):
-        cohort.listed(str(empty))
+        cohort.listed(str(empty), folder.parent / "out")
 
 
 def test_names_of_two_kinds_are_told_apart(folder):
     (folder / "s0.tif").touch()
-    names = {entry.name for entry in cohort.listed(str(folder))}
+    names = {entry.name for entry in cohort.listed(str(folder), folder.parent / "out")}
     assert {"s0.svs", "s0.tif", "s1", "deep__s4"} <= names
 
 
@@ -144,7 +149,8 @@ from pathlib import Path
 import predict.test_cohort as t
 from stfm_jax.predict import cohort
 try:
-    cohort.run(t.configured(Path({folder!r})), cohort.Source("ridge", Path({model!r})), t.one)
+    source = cohort.Source("ridge", Path({model!r}))
+    cohort.run(t.configured(Path({folder!r})), source, t.one, t.files_of)
 except t.InputError:
     sys.exit(2)
 """

@@ -21,7 +21,9 @@ from stfm_jax.ops import metrics
 from stfm_jax.plots import slides as plots
 from stfm_jax.predict import budget, draw_store, library
 from stfm_jax.predict import slide as predict
+from stfm_jax.predict.file import check_options
 from stfm_jax.regression import regressors
+from stfm_jax.runtime import memory as memory_free
 
 GIB = 1 << 30
 
@@ -125,7 +127,7 @@ def test_features_from_an_embedding_file(trained, model, one_call, chunked, tmp_
     assert list(fewer.obs_names) == [b for b in slide.barcodes if b in some.barcodes[:40]]
     with pytest.raises(InputError, match=r"predict\.image or from --config\.predict\.embeddings"):
         read = configured(trained, tmp_path, **fields, predict__image="slide.jpg")
-        predict.read_input(read, model)
+        check_options(read.predict)
 
 
 def test_output_opens_backed_and_holds_the_spread_of_the_draws(trained, model, chunked, tmp_path):
@@ -298,13 +300,13 @@ def test_estimates_grow_with_what_is_asked(trained, model, tmp_path):
 
 
 def test_free_memory(tmp_path):
-    assert 0 < budget.available_memory() < 1 << 50
+    assert 0 < memory_free.available_memory() < 1 << 50
     for name, text in (
         ("memory.max", str(8 * GIB)),
         ("memory.current", str(5 * GIB)),
         ("memory.stat", f"anon 7\ninactive_file {GIB}\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert budget._cgroup(tmp_path) == [4 * GIB]
+    assert memory_free._cgroup(tmp_path) == [4 * GIB]
     (tmp_path / "memory.max").write_text("max\n")
-    assert budget._cgroup(tmp_path) == []
+    assert memory_free._cgroup(tmp_path) == []

@@ -55,7 +55,8 @@ class Seen(html.parser.HTMLParser):
 def report(predicted, model, tmp_path, warned=(), name="out"):
     for suffix in (".h5ad", ".png"):
         shutil.copy(predicted.with_suffix(suffix), tmp_path / f"{name}{suffix}")
-    slide_report.write(tmp_path / f"{name}.h5ad", model, list(warned))
+    output = tmp_path / f"{name}.h5ad"
+    slide_report.write(output, model, list(warned), output.with_suffix(".png"))
     return (tmp_path / f"{name}_report.html").read_text()
 
 
@@ -95,7 +96,7 @@ def test_without_scores_picture_or_distance(model, predicted, tmp_path):
     adata.var["expected_folds"] = 0
     del adata.obs["distance"], adata.uns["stfm"]["distance_ratio"]
     adata.write_h5ad(tmp_path / "out.h5ad")
-    slide_report.write(tmp_path / "out.h5ad", model, [])
+    slide_report.write(tmp_path / "out.h5ad", model, [], None)
     text = (tmp_path / "out_report.html").read_text()
     assert "<img" not in text and "came without its scores by gene" in text
     assert "the method does not measure it" in text
@@ -106,7 +107,7 @@ def test_how_far_a_slide_is(model, predicted, tmp_path, ratio, warned):
     adata = anndata.read_h5ad(predicted)
     adata.uns["stfm"] |= {"distance_ratio": ratio, "distance_usual": 1.2, "distance_stranger": 1.5}
     adata.write_h5ad(tmp_path / "out.h5ad")
-    slide_report.write(tmp_path / "out.h5ad", model, [])
+    slide_report.write(tmp_path / "out.h5ad", model, [], None)
     text = (tmp_path / "out_report.html").read_text()
     assert f"The slide is {ratio:.2f} times as far" in text and 'alt="map of the distance' in text
     assert ("Do not trust" in text) == warned == ('<p class="warning">' in text)

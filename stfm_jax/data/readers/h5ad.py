@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from stfm_jax.data import feature_blocks, feature_store, foreign
-from stfm_jax.data.hdf5 import require_file
+from stfm_jax.data.hdf5 import opened, require_file
 from stfm_jax.data.listing import visible
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.readers import h5ad_group, spatial_data, zarr_store
@@ -249,7 +249,7 @@ def _without_features(
     """What a file holds, without its features where these can stay there."""
     if zarr_store.is_store(path):
         return spatial_data.load(path, features_key), None
-    with reading(path), h5py.File(path) as file:
+    with reading(path), opened(path) as file:
         stays = isinstance(file.get(f"obsm/{features_key}"), h5py.Dataset)
         adata = h5ad_group.annotations(file, None if stays else features_key)
         if counts_layer is not None:
@@ -282,7 +282,7 @@ def load(
     """
     if zarr_store.is_store(path):
         return spatial_data.load(path, features_key, counts_layer)
-    with reading(path, how_to_get), h5py.File(path, "r") as file:
+    with reading(path, how_to_get), opened(path) as file:
         return h5ad_group.whole(file, features_key, counts_layer)
 
 

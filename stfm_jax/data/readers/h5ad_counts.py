@@ -16,10 +16,12 @@ from anndata.io import read_elem, sparse_dataset
 from stfm_jax.data import feature_store
 from stfm_jax.data.counts import are_counts, rounded
 from stfm_jax.data.expression import normalize
+from stfm_jax.data.hdf5 import opened, require_room_for
 from stfm_jax.data.panel import GENE_COLUMNS, gene_names
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.readers import h5ad_group
 from stfm_jax.data.readers.h5ad import reading
+from stfm_jax.data.sparse import canonical
 
 DENSE_AT_ONCE = 1 << 24  # numbers of a matrix stored dense
 
@@ -43,7 +45,7 @@ def read_expression(
     Returns:
       None where the file has no raw counts of all these genes and spots.
     """
-    with reading(path), h5py.File(path) as file:
+    with reading(path), opened(path) as file:
         place, of = h5ad_group.counts_of(file, counts_layer)
         if place is None or of is None or "obs" not in file:
             return None
@@ -56,14 +58,15 @@ def read_expression(
         # Names that occur twice are summed, as in `data.panel.sum_duplicates`.
         chosen = sp.csr_matrix(names[:, None] == np.asarray(genes)[None], dtype=np.float32)
         out = np.empty((len(spots), len(genes)), np.float32)
-        stored, size = _row_store(file[place])
+        stored, size = _row_store(file[place], str(path))
         for span in feature_store.spans(len(spots), size):
             first, last = spots[span[0]], spots[span[-1]]
-            counts = sp.csr_matrix(stored[first : last + 1], dtype=np.float32)[spots[span] - first]
+            block = canonical(stored[first : last + 1], str(path)).astype(np.float32)
+            counts = block[spots[span] - first]
             if not are_counts(counts.data):
                 return None
             counts = rounded(counts, str(path))
-            library = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
+            library = np.maximum(counts.sum(axis=1, dtype=np.float64).A1, 1.0)
             out[span] = normalize((counts @ chosen).toarray(), library, normalization)
         return out
 
@@ -79,12 +82,11 @@ def _rows(file: h5py.File) -> pd.Series:
     return rows[~rows.index.duplicated()]
 
 
-def _row_store(element: h5py.Dataset | h5py.Group) -> tuple[Any, int]:
+def _row_store(element: h5py.Dataset | h5py.Group, where: str) -> tuple[Any, int]:
     """A stored matrix, to be sliced by rows, and how many of them to read together."""
     if isinstance(element, h5py.Dataset):
         return element, max(1, DENSE_AT_ONCE // element.shape[1])
     if element.attrs.get("encoding-type") == "csr_matrix":
         return sparse_dataset(element), feature_store.BLOCK
-    return sp.csr_matrix(
-        read_elem(element)
-    ), feature_store.BLOCK  # by columns: has no rows to be read
+    require_room_for(element)  # by columns: it has no rows to be read
+    return canonical(read_elem(element), where), feature_store.BLOCK

@@ -19,6 +19,7 @@ from stfm_jax.data.images.scale import LEAST
 from stfm_jax.data.panel import gene_names, sum_duplicates
 from stfm_jax.data.readers import pitch, scanpy_scale
 from stfm_jax.data.readers.places import numbers
+from stfm_jax.data.sparse import canonical, check_structure
 from stfm_jax.errors import InputError
 
 _LOG = logging.getLogger("stfm_jax")
@@ -29,6 +30,14 @@ _UNITS = {
 }
 _YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 _SAME_UM = 0.01  # heights this close are one height, rounded as float32
+
+
+def check_matrices(adata: anndata.AnnData, where: str) -> None:
+    """Raises InputError where the indices of a sparse matrix do not fit; before any is sliced."""
+    check_structure(adata.X, "X", where)
+    for part in ("layers", "obsm"):
+        for name, matrix in getattr(adata, part).items():
+            check_structure(matrix, f"{part}[{name!r}]", where)
 
 
 def in_tissue(adata: anndata.AnnData, where: str, fields: str = "data") -> np.ndarray | None:
@@ -262,8 +271,8 @@ def _summed(matrix: object, adata: anndata.AnnData, where: str) -> tuple[sp.csr_
     names = gene_names(adata.var, where)
     if not sp.issparse(matrix):
         matrix = numbers(matrix, "the counts", where)
-    counts = rounded(sp.csr_matrix(matrix, dtype=np.float32), where)
-    return sum_duplicates(counts, names, where)
+    counts = sp.csr_matrix(canonical(matrix, where), dtype=np.float32)
+    return sum_duplicates(rounded(counts, where), names, where)
 
 
 def section_labels(adata: anndata.AnnData) -> list[str]:

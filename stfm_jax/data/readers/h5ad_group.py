@@ -21,9 +21,12 @@ from anndata.io import read_elem
 
 from stfm_jax.data import feature_blocks, feature_store
 from stfm_jax.data.counts import are_counts
+from stfm_jax.data.hdf5 import PACKED, require_room_for
 from stfm_jax.data.labels import is_slide_column
 from stfm_jax.data.panel import GENE_COLUMNS
+from stfm_jax.data.sparse import canonical
 from stfm_jax.errors import InputError
+from stfm_jax.runtime.memory import require_room
 
 Group = h5py.Group | zarr.Group
 _LOG = logging.getLogger("stfm_jax")
@@ -129,6 +132,7 @@ def table(element: Any, wanted: Callable[[str], bool], group: Group | None = Non
       InputError: it has no names.
     """
     if not isinstance(element, Mapping | h5py.Group | zarr.Group):
+        _require_room(element)
         return _of_records(element[()], wanted, group)
     said = element.attrs.get("_index")
     said = said.decode() if isinstance(said, bytes) else said
@@ -138,6 +142,7 @@ def table(element: Any, wanted: Callable[[str], bool], group: Group | None = Non
             f"{_where(element)}: expected the names of {element.name.strip('/')} in _index, found "
             f"{', '.join(sorted(element)[:6]) or 'nothing'}; write the file again with anndata."
         )
+    _require_room(element[index])
     names = [name for name in element if name not in (index, _CATEGORIES) and wanted(name)]
     columns = {name: _column(element, name) for name in names}
     return pd.DataFrame(columns, index=pd.Index(_texts(_column(element, index))))
@@ -163,6 +168,7 @@ def _of_records(
 
 def _column(group: Group, name: str) -> Any:
     element = group[name]
+    _require_room(element)
     categories = element.attrs.get("categories")
     if isinstance(categories, h5py.Reference):
         kinds = element.file[categories]
@@ -187,6 +193,7 @@ def _texts(values: Iterable[Any]) -> list[str]:
 
 def _aligned(element: Any, obs: pd.DataFrame) -> Any:
     """An element of `obsm`; a table of places keeps its columns' names."""
+    _require_room(element)
     found = read_elem(element)
     if isinstance(found, np.ndarray) and found.dtype.names:  # a table before 0.7
         found = pd.DataFrame({n: found[n] for n in found.dtype.names if n not in _INDEX})
@@ -207,6 +214,7 @@ def _uns(group: Group) -> dict[str, Any]:
 def _value(element: Any) -> Any:
     if isinstance(element, Mapping | h5py.Group | zarr.Group):
         return _dict(element)
+    _require_room(element)
     value = read_elem(element)
     if isinstance(value, np.ndarray) and value.size == 1:  # written from R
         value = value.reshape(-1)[0]
@@ -236,16 +244,28 @@ def _some_values(element: Any) -> np.ndarray:
 def _sparse(element: Any) -> sp.csr_matrix:
     """A stored matrix; one that is stored dense is read in blocks."""
     if not isinstance(element, h5py.Dataset | zarr.Array):
-        return sp.csr_matrix(read_elem(element))
+        _require_room(element)
+        return canonical(read_elem(element), _where(element))
     if element.ndim != 2 or element.dtype.kind not in "fiub":
         raise InputError(
             f"{_where(element)}: expected counts to be a matrix of numbers, found {element.dtype} "
             f"of shape {element.shape}."
         )
+    if isinstance(element, zarr.Array) and element.nbytes > PACKED * element.nbytes_stored():
+        _require_room(element)  # read in blocks, but never written
     size = max(1, _DENSE_AT_ONCE // max(1, element.shape[1]))
     spans = feature_store.spans(element.shape[0], size)
     blocks = [sp.csr_matrix(np.asarray(element[i[0] : i[-1] + 1])) for i in spans]
     return sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix(element.shape)
+
+
+def _require_room(element: Any) -> None:
+    """Raises InputError where what is to be read whole does not fit into memory."""
+    if isinstance(element, h5py.HLObject):
+        require_room_for(element)
+        return
+    parts = [element] if isinstance(element, zarr.Array) else dict(element.members(None)).values()
+    require_room(sum(p.nbytes for p in parts if isinstance(p, zarr.Array)), _where(element))
 
 
 def _where(element: Any) -> str:

@@ -62,6 +62,7 @@ def slide_from_anndata(
             f"{where}: expected spot coordinates in obsm['spatial'], found obsm keys "
             f"{elements.listed(adata.obsm)}; store [n, 2] coordinates there."
         )
+    elements.check_matrices(adata, where)
     inside = elements.in_tissue(adata, where, fields) if tissue_mask else None
     if inside is not None:
         adata = adata[inside].copy()

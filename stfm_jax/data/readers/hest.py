@@ -34,6 +34,7 @@ from stfm_jax.data.readers import h5ad, plain
 from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
+from stfm_jax.runtime.files import require_inside
 
 TASKS = (
     "IDC",
@@ -204,6 +205,9 @@ def _split_table(path: Path, task: str) -> pd.DataFrame:
             f"{path}: expected a sample_id in each of one or more rows, found {len(table)} rows "
             f"with the columns {', '.join(table.columns)}. {how_to_get(task)}"
         )
+    for name in {"sample_id", "expr_path", "patches_path"} & set(table.columns):
+        for each in table[name].dropna():
+            require_inside(each, path)
     return table
 
 

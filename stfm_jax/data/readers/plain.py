@@ -20,6 +20,8 @@ import pandas as pd
 import pyarrow.parquet
 
 from stfm_jax.data import foreign
+from stfm_jax.errors import InputError
+from stfm_jax.runtime.memory import GIB, available_memory, require_room, too_large
 
 _AGAIN = "get the file again."
 _GZIP = b"\x1f\x8b"
@@ -40,7 +42,30 @@ def open_bytes(path: Path) -> BinaryIO:
     """A file, unpacked where it is gzipped, whatever its name says."""
     with open(path, "rb") as file:
         packed = file.read(2) == _GZIP
-    return gzip.open(path) if packed else open(path, "rb")
+    return io.BufferedReader(_Unpacked(path)) if packed else open(path, "rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzipped file, unpacked up to what memory is free when it is opened."""
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, gzip.open(path)
+        self._left = self._room = available_memory()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        size = self._file.readinto(buffer)
+        self._left -= size
+        if self._left < 0:
+            size = f"more than {self._room / GIB:,.1f} GiB"
+            raise InputError(too_large(self._path, size, self._room))
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def reading(
@@ -131,4 +156,6 @@ def opened_parquet(path: Path, expected: str) -> Iterator[pyarrow.parquet.Parque
       InputError: it is damaged.
     """
     with reading(path, expected), pyarrow.parquet.ParquetFile(path) as file:
+        groups = range(file.metadata.num_row_groups)
+        require_room(sum(file.metadata.row_group(i).total_byte_size for i in groups), path)
         yield file

@@ -17,6 +17,7 @@ import zarr
 
 from stfm_jax.data.readers import plain
 from stfm_jax.errors import InputError
+from stfm_jax.runtime.files import require_inside
 
 _POINT, _POLYGON, _MULTI = 1, 3, 6  # kinds of WKB
 
@@ -35,6 +36,7 @@ def read(root: Path, group: zarr.Group, element: str) -> pd.DataFrame:
     Raises:
       InputError: there is no such element, it is damaged, or holds other shapes.
     """
+    require_inside(element, root)
     there = group[f"shapes/{element}"] if f"shapes/{element}" in group else None
     where = root / "shapes" / element
     if not isinstance(there, zarr.Group):

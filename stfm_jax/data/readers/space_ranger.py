@@ -195,6 +195,8 @@ def _in_tissue(table: pd.DataFrame, path: Path) -> tuple[np.ndarray, np.ndarray,
             f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(table.columns)}; "
             f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing."
         )
+    if not table.columns.is_unique:
+        raise InputError(f"{path}: has two columns of one name; get the file again.")
     inside = pd.to_numeric(table["in_tissue"], errors="coerce").to_numpy(np.float64) == 1
     table = table[inside]
     values = table[list(COLUMNS[2:])].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)

@@ -28,6 +28,7 @@ from stfm_jax.data.panel import sum_duplicates
 from stfm_jax.data.readers import dense_table, pitch, plain, visium
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
+from stfm_jax.runtime.files import require_inside
 
 HOW_TO_GET = (
     "Get the data set jiawennnn/STimage-1K4M from Hugging Face: the folders meta, ST and Visium."
@@ -66,6 +67,8 @@ def slides(root: Path, tissue: str) -> dict[str, tuple[str, str]]:
         )
     study = _studies(table)
     listed = {row.slide: (row.tech, study[row.slide]) for row in here.itertuples()}
+    for name, (technology, _) in listed.items():
+        require_inside(f"{technology}/{name}", root / "meta")
     found = {name: about for name, about in listed.items() if _counts(root, name, about[0])}
     if not found:
         raise FileNotFoundError(

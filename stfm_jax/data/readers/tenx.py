@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stfm_jax.data.hdf5 import decode_strings, open_hdf5, require_file
+from stfm_jax.data.hdf5 import decode_strings, open_hdf5, opened, require_file, require_room_for
 from stfm_jax.data.panel import gene_names
 from stfm_jax.data.readers import plain
 from stfm_jax.errors import InputError
@@ -69,9 +69,9 @@ class Matrix:
 def is_matrix(path: Path) -> bool:
     """Whether an HDF5 file looks like a matrix of 10x."""
     try:
-        with h5py.File(path, "r") as file:
+        with opened(path) as file:
             return _group(file) is not None
-    except InputError:  # of several genomes
+    except InputError:  # of several genomes, or not to be read
         return True
     except Exception:  # no HDF5, or a damaged one: not for this reader to say
         return False
@@ -112,6 +112,7 @@ def _open_h5(path: Path) -> Matrix:
                 f"genome, with {', '.join(_MATRIX)}), found {', '.join(sorted(file)) or 'nothing'}."
             )
         stored = file[group]
+        require_room_for(stored)
         features = stored["features"] if "features" in stored else stored
         v3 = "features" in stored
         lacking = [k for k in (("id", "name") if v3 else ("genes", "gene_names"))

@@ -41,6 +41,7 @@ CONTROLS = re.compile(  # features of Xenium and MERSCOPE that are no genes
 _TABLES = (".parquet", ".csv", ".csv.gz")
 _BUNDLES = ("transcripts", "detected_transcripts")  # names of the table in an instrument's folder
 _GAPS = 2  # bins; tissue encloses an empty bin where it is no farther on either side [ours]
+_FARTHEST_UM = 1e12  # whatever lies farther is no place; bins are counted in whole numbers
 _MOST_BINS = 1 << 28  # of the rectangle around the tissue
 _LOG = logging.getLogger("stfm_jax")
 
@@ -150,9 +151,12 @@ def _binned(molecules: pd.DataFrame, path: Path, bin_um: float) -> pd.DataFrame:
     if _QUALITY in molecules:
         molecules = molecules[molecules[_QUALITY] >= MIN_QUALITY]
     places = molecules[["x", "y"]].to_numpy(np.float64)
-    wrong = int((~np.isfinite(places)).any(axis=1).sum())
+    wrong = int((~(np.abs(places) < _FARTHEST_UM)).any(axis=1).sum())  # NaN is none of these
     if wrong:
-        raise InputError(f"{path}: {wrong} molecules have coordinates that are not finite numbers.")
+        raise InputError(
+            f"{path}: {wrong} molecules have coordinates that are not finite numbers, or "
+            "no micrometres."
+        )
     i, j = np.floor(places / bin_um).astype(np.int64).T
     gene = molecules["gene"]
     if len(gene) and isinstance(gene.iloc[0], bytes):  # of early Xenium files
