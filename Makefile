@@ -5,9 +5,9 @@ BIN := .venv/bin
 DEMO := runs/demo
 # How many tests these targets run at least; none may skip. To be raised when tests are added.
 PARITY_TESTS := 56
-ECOSYSTEM_TESTS := 20
+ECOSYSTEM_TESTS := 24
 
-.PHONY: demo test test-slow test-all test-parity test-ecosystem lint clean
+.PHONY: demo test test-slow test-all fuzz test-parity test-ecosystem lint clean
 
 demo: .venv/installed
 	$(BIN)/python run.py --config=configs/demo.py --workdir=$(DEMO) --mode=train
@@ -22,7 +22,11 @@ test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 test-all: .venv/installed-test
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not fuzz"
+
+# 2,000 damaged files of all kinds that are read.
+fuzz: .venv/installed-test
+	$(BIN)/python -m pytest -m fuzz
 
 # Our networks against torch and timm.
 test-parity: .venv-parity/installed
