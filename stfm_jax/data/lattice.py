@@ -22,6 +22,7 @@ _FEWEST, _ORDERLY = 20, 0.9  # spots by which a kind is told, and how well they 
 RECTANGLE = "rectangle"  # lattice of rectangles, plain or centred
 _SEEDS, _ALIKE, _ASLANT = 60, 0.15, 0.3  # steps looked at; how near others lie; sine between two
 _WIDER, _SKEWED = 1.5, 0.03  # growth of what is fitted; what a rectangle may be off [ours]
+_MOST = 50_000  # spots of a hexagonal array: Visium has 14,336
 _ROUNDS = 5  # of fitting the lattice to the points that spots were given
 
 
@@ -155,8 +156,8 @@ def _is_rectangular(basis: np.ndarray) -> bool:
 
 
 def is_hexagonal(coords: np.ndarray) -> bool:
-    """Whether places [n, 2] of any unit lie on a hexagonal lattice."""
-    if len(coords) < _FEWEST:
+    """Whether places [n, 2] of any unit lie on a hexagonal array."""
+    if not _FEWEST <= len(coords) <= _MOST:
         return False
     steps = _steps(coords)
     return abs(_turns(steps)["hex"]) > _ORDERLY
