@@ -23,7 +23,7 @@ from PIL import Image
 from slide_files import write_ome
 
 from stfm_jax.data import embeddings
-from stfm_jax.data.readers import her2st, inputs, space_ranger, transcripts
+from stfm_jax.data.readers import h5ad, her2st, inputs, space_ranger, transcripts
 from stfm_jax.errors import InputError
 
 
@@ -407,6 +407,18 @@ def test_names_with_a_dot_are_never_looked_at(pictured, tmp_path):
     for name in ("a.csv", "._a.csv", ".b.csv"):
         (molecules / name).write_text("gene,x,y\nA,1,1\n")
     assert list(transcripts.tables(molecules)) == ["a"]
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_a_scale_that_contradicts_the_array_is_said(tmp_path, caplog, scale):
+    """Visium's spots are 100 um apart, whether the file says that it is Visium or not."""
+    slide = layouts.visium_slide()
+    adata = anndata.AnnData(slide.counts, obsm={"spatial": slide.coords_in})
+    adata.uns |= {"spatial_unit": "pixel", "um_per_px": slide.um_per_px * scale}
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    found = h5ad.read(tmp_path / "a.h5ad")
+    assert found.um_per_px == pytest.approx(slide.um_per_px * scale)
+    assert ("by the distance of neighbouring spots" in caplog.text) == (scale != 1.0)
 
 
 def test_molecules_are_counted(tmp_path):
