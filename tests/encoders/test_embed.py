@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import pytest
 from hest_layout import toy_slide
-from tqdm import tqdm
 
 from stfm_jax.data import embeddings
 from stfm_jax.encoders import embed, encoder, stain_texture
 from stfm_jax.encoders.embed import cache_path, embedded
 from stfm_jax.encoders.encoder import Encoder, StainTexture
 from stfm_jax.errors import InputError
+from stfm_jax.runtime import progress
 
 ENCODER = StainTexture(fields_um=(64.0,))
 
@@ -122,16 +122,16 @@ def test_a_cache_of_shuffled_spots_is_matched_by_barcode(tmp_path):
 
 def test_a_failure_closes_the_progress_bar():
     """Its last line is ended, so that the error has a line of its own."""
-    bars = []
-    bar = mock.Mock(side_effect=lambda *a, **k: bars.append(tqdm(*a, **k)) or bars[-1])
+    bars, made = [], progress.bar
+    bar = mock.Mock(side_effect=lambda *a, **k: bars.append(made(*a, **k)) or bars[-1])
     broken = mock.Mock(side_effect=InputError("a damaged image"))
     with (
-        mock.patch.object(embed, "tqdm", bar),
+        mock.patch.object(progress, "bar", bar),
         mock.patch.object(Shades, "read", broken),
         pytest.raises(InputError, match="damaged"),
     ):
         embed.embed(with_patches(), ENCODER)
-    assert [made.disable for made in bars] == [True], "tqdm's own mark of a closed bar"
+    assert [each.disable for each in bars] == [True], "tqdm's own mark of a closed bar"
 
 
 def test_a_failure_leaves_no_cache(tmp_path):
