@@ -18,7 +18,7 @@ import tiny
 from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 from stfm_jax.predict import cohort
-from stfm_jax.runtime.files import read_json
+from stfm_jax.runtime.files import atomic_path, read_json
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def one(config):
         raise InputError(f"{path}: expected a slide.")
     time.sleep(0.05)
     made_here = anndata.AnnData(np.zeros((3, 2), np.float32), uns={"stfm": {"version": "0"}})
-    made_here.write_h5ad(config.predict.output)
+    with atomic_path(config.predict.output) as temporary:
+        made_here.write_h5ad(temporary)
     with open(Path(config.predict.output).parent / "made.txt", "a") as file:
         file.write(f"{path.stem} {os.getpid()} {config.predict.um_per_px}\n")
 
