@@ -122,7 +122,11 @@ def test_a_prediction_as_spatialdata_is_read_back(trained, tmp_path, capfd):
     np.testing.assert_array_equal(found.X.toarray(), written.X)
     np.testing.assert_array_equal(found.obsm["spatial"], written.obsm["spatial"])
     assert list(found.obs_names) == list(written.obs_names)
+    assert tiny.run(trained.config(**fields), trained.workdir, "predict") == 0  # in its place
+    np.testing.assert_array_equal(spatial_data.load(tmp_path / "out.zarr").X.toarray(), written.X)
+    (tmp_path / "out.zarr" / ".zattrs").write_text("{}")  # no longer known to be ours
     before = tiny.contents(tmp_path)
+    capfd.readouterr()
     assert tiny.run(trained.config(**fields), trained.workdir, "predict") == 2
-    assert "out.zarr is there already; take it away" in capfd.readouterr().err
+    assert "out.zarr: the SpatialData would be written there" in capfd.readouterr().err
     assert tiny.contents(tmp_path) == before

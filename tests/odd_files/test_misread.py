@@ -17,6 +17,7 @@ import platform_layouts as layouts
 import pytest
 import tifffile
 import tiny
+from anndata.io import read_elem
 from bad_input import edit
 from odd import Place, check_refused, check_same, predicted
 from PIL import Image
@@ -52,7 +53,7 @@ def as_records(place) -> dict:
     fields = place.slide()
     with h5py.File(fields["predict__input"], "r+") as file:
         for name in ("obs", "var"):
-            names = file[name]["_index"][()]
+            names = [str(each).encode() for each in read_elem(file[name]["_index"])]
             del file[name]
             kind = [("index", f"S{max(map(len, names))}"), ("n_counts", "f4")]
             file[name] = np.array([(each, 1.0) for each in names], kind)
@@ -62,9 +63,8 @@ def as_records(place) -> dict:
 def without_names(place) -> dict:
     fields = place.slide()
     with h5py.File(fields["predict__input"], "r+") as file:
-        names = file["obs/_index"][()]
-        del file["obs/_index"], file["obs"].attrs["_index"]
-        file["obs/barcode"] = names
+        file.move("obs/_index", "obs/barcode")
+        del file["obs"].attrs["_index"]
     return fields
 
 
