@@ -315,7 +315,8 @@ def test_bad_pairs_are_refused(data, work, tmp_path, capfd, what):
     if high is not None:
         h5ad.write(high, tmp_path / "children.h5ad")
         fields["predict__children"] = str(tmp_path / "children.h5ad")
-    made = config(data__dir=str(data), predict__output=str(tmp_path / "high.h5ad"), **fields)
+    fields |= {"predict__output": str(tmp_path / "high.h5ad"), "data__strict": True}
+    made = config(data__dir=str(data), **fields)
     before = tiny.contents(tmp_path)
     capfd.readouterr()
     assert tiny.run(made, work, "predict") == 2
