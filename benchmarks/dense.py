@@ -1,11 +1,12 @@
 """How quickly are bins described by the dense descriptor, and in how much memory?
 
-    python benchmarks/dense.py [--n=65536,262144]
+    python benchmarks/dense.py [--n=65536,262144] [--slide=FILE.tif]
 
 Each row is a square of `n` bins of BIN_UM on drawn tissue in a tiled TIFF of 0.5 um a pixel, which
 is read too: `Encoder.embed_slide` of stain_texture_dense, whose rows are dropped as they come.
 `peak_gib` is all that the process and its workers held. `seconds_600k` extrapolates to 600,000
-bins, a whole Visium HD slide, by the rate of the row; no figure is of so many.
+bins, a whole Visium HD slide, by the rate of the row. With --slide the TIFF of the first size is
+written, to be predicted, and nothing is measured.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def job(order: Row) -> Job:
 
     side = round(order["n"] ** 0.5)
     folder = tempfile.TemporaryDirectory()
-    path = _slide(Path(folder.name) / "slide.tif", side * BIN_UM + 2 * EDGE_UM)
+    path = _slide(Path(folder.name) / "slide.tif", _side_um(order["n"]))
     line = EDGE_UM + BIN_UM * (np.arange(side) + 0.5)
     x, y = np.meshgrid(line, line)
     coords_px = np.column_stack([x.ravel(), y.ravel()]) / UM_PER_PX
@@ -56,6 +57,11 @@ def _facts() -> Row:
     import jax
 
     return {"device": harness.cpu_name(), "jax": jax.__version__}
+
+
+def _side_um(n: int) -> float:
+    """Side of the image of `n` bins."""
+    return round(n**0.5) * BIN_UM + 2 * EDGE_UM
 
 
 def _slide(path: Path, side_um: float) -> Path:
@@ -90,7 +96,12 @@ def _children_gib() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = harness.parser("dense", __doc__.split("\n")[0], SIZES).parse_args(arguments)
+    made = harness.parser("dense", __doc__.split("\n")[0], SIZES)
+    made.add_argument("--slide", type=Path, default=None, help="write the TIFF there and stop")
+    options = made.parse_args(arguments)
+    if options.slide:
+        _slide(options.slide, _side_um(options.sizes[0]))
+        return
     rows: list[Row] = []
     for n in options.sizes:
         order = {"what": "stain_texture_dense", "impl": "stfm", "n": n, "devices": 1}

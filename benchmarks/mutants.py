@@ -19,7 +19,6 @@ import argparse
 import ast
 import hashlib
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import json
 import os

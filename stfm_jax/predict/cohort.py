@@ -38,13 +38,8 @@ from stfm_jax.runtime.files import atomic_path, file_name, is_file_name, write_c
 _LOG = logging.getLogger("stfm_jax")
 _TABLES = (".csv", ".tsv")
 _SLIDE, _SCALE = ("input", "wsi", "slide"), ("um_per_px", "mpp")  # columns; TRIDENT's names too
-_FREE = (
-    "input",
-    "output",
-    "overwrite",
-    "um_per_px",
-    "method",
-)  # of `predict`: said beside, by slide
+# Of `predict`: said beside, by slide.
+_FREE = ("input", "output", "overwrite", "um_per_px", "method")
 _NOTES = ("log", "json")  # beside a prediction
 DONE, FAILED, ELSEWHERE = "done", "failed", "another process is at it"
 
@@ -99,9 +94,8 @@ def run(
         for entry in (*entries[first:], *entries[:first]):
             _predict(entry, config, source, output, predict_one)
         states = [_state(entry, config, source, output) for entry in entries]
-        write_csv(
-            output / "summary.csv", marks.marked(states)
-        )  # of every process: the last one's is whole
+        # Of every process: the last one's is whole.
+        write_csv(output / "summary.csv", marks.marked(states))
     failed = [state["name"] for state in states if state["status"] == FAILED]
     _LOG.info(
         "%d of %d slides are predicted -> %s",
