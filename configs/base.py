@@ -121,6 +121,16 @@ def get_config() -> ConfigDict:
     model.attention = "tiled"  # segments: the definition, one edge list, for comparison
     model.targets = 0  # most variable genes trained on; 0: the scored ones only
 
+    networks = config.networks = ConfigDict()  # the networks that ours are compared with
+    networks.batch = 64  # spots of a step
+    networks.passes = 2  # of every slide in an epoch, where a step is a slide
+
+    bleep = config.bleep = ConfigDict()
+    bleep.batch = 256
+    bleep.width = 256
+    bleep.dropout = 0.1
+    bleep.temperature = 1.0
+
     stack = config.stack = ConfigDict()  # holotea: sections of one patient, in one frame
     stack.registration = "rigid"  # affine; none: coordinates are aligned already
     stack.flips = True  # whether sections may lie upside down

@@ -25,7 +25,7 @@ LAYERS = (
 TOP = len(LAYERS)  # modules that lie directly in the package, and run.py
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the methods of models/ share; every other module or folder there is a method.
-SHARED = {"method", "regression", "forest", "strangers", "parts", "sharded"}
+SHARED = {"method", "regression", "forest", "strangers", "parts", "sharded", "network"}
 LISTS_METHODS = {"table"}  # imports none of them: it names them
 STAND_ON = {  # methods that a method is made of
     "ridge_smooth": {"ridge"},

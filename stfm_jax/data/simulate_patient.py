@@ -22,7 +22,7 @@ BLUR_UM, GAIN, PIXEL = 1.5, 0.12, 0.3  # the blur's sigma is half-normal; log ga
 DEPTH = 0.8  # of log depth
 DOMAIN, CELL_TYPE = 0.5, 0.7  # of the domains' logits, of the log shares of cell types
 SHOWN = 0.9  # correlation of a shown program with the image; each is shown with probability 1/2
-LEVEL = np.log(4.0)  # of the log mean of a gene
+LEVEL, _MOST_LEVEL = np.log(4.0), np.log(100.0)  # of the log mean of a gene, and its bound
 LOST = 0.15  # probability that a gene is not detected
 _MOST_SHOWN, _MOST_LOST = 0.95, 0.9
 
@@ -70,9 +70,8 @@ def draw_patient(params: TissueParams, seed: int, name: str) -> Patient:
     lost = min(params.stranger_panel * LOST, _MOST_LOST)
     shift = params.stranger_mixture * DOMAIN * mixture.normal(size=len(DOMAINS))
     types = params.stranger_mixture * CELL_TYPE * mixture.normal(size=len(CELL_TYPES))
-    level = (
-        params.stranger_genes * LEVEL * stream(seed, "stranger genes").normal(size=params.num_genes)
-    )
+    level = stream(seed, "stranger genes").normal(size=params.num_genes)
+    level = np.clip(params.stranger_genes * LEVEL * level, -_MOST_LEVEL, _MOST_LEVEL)
     return Patient(
         name=name,
         seed=seed,

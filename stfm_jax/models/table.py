@@ -23,6 +23,8 @@ METHODS = {
     "ridge_reduced": "stfm_jax.models.ridge_reduced:RidgeReduced",
     "random_forest": "stfm_jax.models.random_forest:RandomForest",
     "extra_trees": "stfm_jax.models.extra_trees:ExtraTrees",
+    "stnet": "stfm_jax.models.stnet:STNet",
+    "bleep": "stfm_jax.models.bleep:BLEEP",
     "gated": "stfm_jax.models.gated:Gated",
     "neighbour_copy": "stfm_jax.models.neighbour_copy:NeighbourCopy",
     "centred_sum": "stfm_jax.models.centred_sum:CentredSum",

@@ -96,6 +96,10 @@ class Run:
             self.shared[name] = (make(), tuple(slides))  # kept, so that no id is given away again
         return self.shared[name][0]
 
+    def held_out(self, slides: Sequence[Slide]) -> tuple[list[Slide], Slide]:
+        """Slides to train on and the one for validation, the same for all methods of a fold."""
+        return self.once(lambda: hold_out(slides, self.seed), slides, "held out", self.seed)
+
     def stage(self, kind: str, stage: Stage, epochs: int) -> Trained:
         """Trains, goes on training, or returns what was trained before: "select" or "refit"."""
         schedule = Schedule(epochs, self.settings.checkpoint_every)

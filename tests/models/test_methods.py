@@ -175,6 +175,7 @@ ANCHORED = {"fitted/anchor/landmarks", "fitted/anchor/weights", "residuals"}
 HOLD = {  # as of_spots must find; without it a test could pass that looks for the wrong lengths
     "kernel_ridge": {"regressor/landmarks", "regressor/weights"},
     "centred_sum": {"regressor/landmarks", "regressor/weights"},
+    "bleep": {"memory/keys", "memory/expression"},
     "gated": {"near/kernel/landmarks", "near/kernel/weights"},
     "anchor": ANCHORED,
     "stflow": ANCHORED,

@@ -19,7 +19,6 @@ from stfm_jax.models.method import EMBEDDING, STACK, Genes, Method, Prediction, 
 from stfm_jax.models.neighbour_copy import NOT_MEASURED, measured_of, others_of, placed
 from stfm_jax.models.stflow.method import (
     STFlowMethod,
-    held_out,
     in_one_call,
     individual_data,
     stage_of,
@@ -101,7 +100,7 @@ class HoloTeaMethod(Method):
     def _selection(
         self, flow: HoloTea, slides: Sequence[Slide], genes: Genes, run: Run, base: Outcome
     ) -> tuple[Any, Stage]:
-        part, held = held_out(slides, run)
+        part, held = run.held_out(slides)
         training, stage = self._stage(flow, part, genes, run, base)
         neighbours = Neighbours(slides, genes.targets)
         prepared = flow.prepare(held, training.fitted, genes.targets, neighbours)

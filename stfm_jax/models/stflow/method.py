@@ -35,7 +35,7 @@ from stfm_jax.ops import metrics
 from stfm_jax.regression import regressors
 from stfm_jax.runtime import progress
 from stfm_jax.runtime.devices import fetch, replicate
-from stfm_jax.train.stages import Outcome, Run, Stage, hold_out, select_and_refit
+from stfm_jax.train.stages import Outcome, Run, Stage, select_and_refit
 
 
 class State(NamedTuple):
@@ -115,7 +115,7 @@ class STFlowMethod(Method):
         self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
     ) -> tuple[TrainingSet, Stage]:
         """What is fitted to all slides but the one held out, by whose Pearson epochs are chosen."""
-        part, held = held_out(slides, run)
+        part, held = run.held_out(slides)
         training = flow.training_set(part, genes.targets, run.seed, run.once)
         score = self._score(flow, training, held, genes, run)
         return training, stage_of(flow, training, run, score)
@@ -207,11 +207,6 @@ def check_sizes(slides: Sequence[Slide], neighbors: int) -> None:
                 f"{4 * neighbors} with {neighbors} neighbours each; leave the slide out or lower "
                 "--config.model.neighbors."
             )
-
-
-def held_out(slides: Sequence[Slide], run: Run) -> tuple[list[Slide], Slide]:
-    """Slides to train on and the one for validation, the same for all methods of a fold."""
-    return run.once(lambda: hold_out(slides, run.seed), slides, "held out", run.seed)
 
 
 def stage_of(

@@ -1,0 +1,102 @@
+"""Networks that ours are compared with: each learns, and what it learns is what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import tiny_stack
+
+from stfm_jax.data.expression import expression
+from stfm_jax.models import bleep, regression, table
+from stfm_jax.models.method import Genes, Request, Section, gathered
+from stfm_jax.models.network import Rows, SlideSteps, SpotSteps
+from stfm_jax.ops import metrics
+from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.train.stages import Run, TrainSettings
+
+NETWORKS = ("stnet", "bleep")
+
+
+def run_of(folder, config, name: str) -> Run:
+    return Run(folder, name, 0, make_mesh(1), TrainSettings.of(config))
+
+
+def predicted(method, state, slide, genes: Genes) -> np.ndarray:
+    request = Request(genes, 0, 2, 1, make_mesh(1))
+    return gathered(method.predict(state, Section(slide), request).mean, slide.num_spots)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_learns(name, tmp_path):
+    """Simulated tissue: the section that was left out, clearly above the training mean."""
+    config = tiny_stack.config(
+        train__epochs=40,
+        train__learning_rate=3e-3,
+        train__checkpoint_every=40,
+        model__components=12,
+    )
+    slides = tiny.slides(registered=True)
+    genes = Genes(*(tuple(tiny_stack.genes(slides)) for _ in range(2)))
+    method = table.build(name, config)
+    state = method.fit([Section(s) for s in slides[1:]], genes, run_of(tmp_path, config, name))
+    true = expression(slides[0], genes.scored, "log1p")
+    found = predicted(method, state, slides[0], genes)
+    assert metrics.mean_over_genes(metrics.pearson(found, true))[0] > 0.25
+    assert 0 < state.epochs <= 40
+
+
+def test_bleep_finds_its_own_spots(tmp_path):
+    """Of 64 training spots the nearest expression to each image is its own."""
+    config = tiny_stack.config(
+        train__epochs=300,
+        train__select=False,
+        train__learning_rate=1e-3,
+        train__checkpoint_every=300,
+        model__components=12,
+        bleep__dropout=0.0,
+    )
+    slides = [s.subset(np.arange(s.num_spots) < 32) for s in tiny.slides(registered=True)[:2]]
+    genes = Genes(*(tuple(tiny_stack.genes(slides)) for _ in range(2)))
+    method = table.build("bleep", config)
+    state = method.fit([Section(s) for s in slides], genes, run_of(tmp_path, config, "bleep"))
+    x = [regression.features_of(method.settings, state.transform, s, False) for s in slides]
+    rows = Rows(np.concatenate(x), state.memory["expression"], (), np.ones(64, bool))
+    images, _ = bleep.projected(method, state.params, rows)
+    nearest = np.argmax(images @ state.memory["keys"].T, axis=1)
+    assert np.mean(nearest == np.arange(64)) > 0.95
+
+
+def sets_of(*sizes: int) -> list[Rows]:
+    rng = np.random.default_rng(0)
+    return [
+        Rows(
+            rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(n, 2)).astype(np.float32),
+            (np.arange(n),), np.ones(n, bool),
+        )
+        for n in sizes
+    ]  # fmt: skip
+
+
+def test_steps_of_spots_are_all_spots_once_and_a_few_again():
+    steps = SpotSteps(sets_of(10, 13), ["a", "b"], 8)
+    batches = [batch for step in steps.batches(0, 3) for batch in step]
+    assert len(batches) == steps.steps == 3
+    seen = np.concatenate([batch.x[0, :, 0] for batch in batches])
+    pooled = np.concatenate([rows.x[:, 0] for rows in steps.sets])
+    assert sorted(seen[:23]) == sorted(pooled) and len(seen) == 24
+    again = [batch for step in steps.batches(0, 3, first=2) for batch in step]
+    np.testing.assert_array_equal(again[0].x, batches[2].x)
+    assert not np.array_equal(next(next(steps.batches(0, 4))).x, batches[0].x)
+    assert set(steps.where(0, 3, 0).split()) <= {"slide", "a,", "b", "a"}
+
+
+def test_steps_of_slides_are_padded_and_other_devices_idle():
+    steps = SlideSteps(sets_of(10, 40), ["a", "b"], 2)
+    assert steps.steps == 4
+    found = [next(batches) for batches in steps.batches(0, 0, devices=2)]
+    sizes = sorted(int(batch.there[0].sum()) for batch in found)
+    assert sizes == [10, 10, 40, 40]
+    assert all(batch.there.shape[0] == 2 and not batch.there[1].any() for batch in found)
+    assert sorted({batch.there.shape[1] for batch in found}) == [32, 64]
+    assert steps.where(0, 0, 0) in ("slide a", "slide b")
