@@ -18,17 +18,19 @@ from scipy import stats
 PRIORS = ("zinb_fit", "zinb_scalar", "gaussian", "zero")
 NUM_SCALES = 64
 MIN_TABLE = 4096  # counts tabled at least, so that folds share a shape, and a trace
+MOST_TABLE = 1 << 16  # counts tabled one by one; of larger ones some, in steps below 0.1 %
 TAIL = 1e-7  # probability beyond the table, below the resolution of a float32 uniform
 
 
 class Prior(NamedTuple):
     """Per-gene prior; a pytree of arrays, so that one trace serves every fold."""
 
-    cdf: jax.Array  # [g, K] distribution function of the counts 0..K-1; all ones where unused
+    cdf: jax.Array  # [g, K] distribution function of the counts; all ones where unused
     mean: jax.Array  # [g] of x_0
     covariance: jax.Array  # [g, g] of x_0 over the genes of a spot
     gaussian: jax.Array  # [] 1.0 if x_0 is drawn from N(mean, diagonal) instead of the table
     scales: jax.Array  # [q] quantiles of 10,000 / library size; ones where counts are not scaled
+    counts: jax.Array | None = None  # [K] that the table is of; None: 0..K-1
 
 
 def zinb_prior(
@@ -49,8 +51,7 @@ def zinb_prior(
     mu, theta, pi_logits = (np.asarray(a, dtype=np.float64) for a in (mu, theta, pi_logits))
     nb = stats.nbinom(theta[:, None], (theta / (theta + mu))[:, None])
     largest = int(np.max(nb.ppf(1.0 - TAIL)))
-    size = max(MIN_TABLE, 1 << int(np.ceil(np.log2(largest + 2))))
-    support = np.arange(size)
+    support = _tabled(largest)
     pi = 1.0 / (1.0 + np.exp(-pi_logits))[:, None]
     cdf = pi + (1.0 - pi) * nb.cdf(support[None, :])
     mass = np.diff(cdf, axis=1, prepend=0.0)
@@ -68,7 +69,17 @@ def zinb_prior(
         covariance=covariance.astype(np.float32),
         gaussian=np.float32(0.0),
         scales=scales.astype(np.float32),
+        counts=None if len(support) <= MOST_TABLE else support.astype(np.float32),
     )
+
+
+def _tabled(largest: int) -> np.ndarray:
+    """Counts whose distribution function is tabled, up to one at least."""
+    if largest + 2 <= MOST_TABLE:
+        return np.arange(max(MIN_TABLE, 1 << int(np.ceil(np.log2(largest + 2)))))
+    steps = int(np.ceil(np.log(largest / MOST_TABLE) / np.log1p(1e-3))) + 1
+    beyond = np.geomspace(MOST_TABLE, largest, max(steps, 2)).round().astype(np.int64)
+    return np.concatenate([np.arange(MOST_TABLE), np.unique(beyond)])
 
 
 def zinb_scalar_prior(num_genes: int, library: np.ndarray | None = None) -> Prior:
@@ -103,7 +114,8 @@ def sample(prior: Prior, keys: jax.Array) -> jax.Array:
     u = jax.vmap(lambda key: jax.random.uniform(key, (num_genes + 1,)))(keys)
     which, u = (u[:, -1] * prior.scales.shape[0]).astype(jnp.int32), u[:, :-1]
     search = jax.vmap(lambda cdf, u: jnp.searchsorted(cdf, u, side="right"), (0, 1), 1)
-    counts = search(prior.cdf, u).astype(jnp.float32)
+    found = search(prior.cdf, u)
+    counts = found.astype(jnp.float32) if prior.counts is None else prior.counts[found]
     from_counts = jnp.log1p(counts * prior.scales[which][:, None])
     std = jnp.sqrt(jnp.diagonal(prior.covariance))
     normal = prior.mean + std * jax.scipy.special.ndtri(jnp.clip(u, 1e-7, 1.0 - 1e-7))

@@ -140,3 +140,17 @@ def test_one_trace_serves_priors_of_every_kind():
     ]
     shapes = [[(a.shape, a.dtype) for a in map(np.asarray, prior)] for prior in kinds]
     assert all(s == shapes[0] for s in shapes)
+
+
+def test_large_counts_need_no_table_of_each():
+    """A gene with counts of millions: a short table, and the distribution all the same."""
+    mu, theta = np.array([3e6, 8.0]), np.array([2.0, 3.0])
+    prior = priors.zinb_prior(mu, theta, np.array([-3.0, -2.0]))
+    assert prior.cdf.shape[1] < 2 * priors.MOST_TABLE
+    x = draws(prior)
+    assert_moments(x, prior)
+    nb = stats.nbinom(theta, theta / (theta + mu))
+    pi = 1 / (1 + np.exp([3.0, 2.0]))
+    for quantile in (0.2, 0.5, 0.99):
+        expected = np.log1p(nb.ppf((quantile - pi) / (1 - pi)))
+        np.testing.assert_allclose(np.quantile(x, quantile, axis=0), expected, atol=0.05)
