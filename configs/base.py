@@ -7,6 +7,10 @@ from ml_collections import ConfigDict, config_dict
 
 REGRESSIONS = ("mean", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
 EXPRESSION = (*REGRESSIONS, "anchor", "stflow")
+COMPARED = (  # on slides by themselves; the stack's are in configs/holotea_*
+    *("mean", "ridge", "ridge_smooth", "ridge_context", "ridge_reduced", "kernel_ridge"),
+    *("random_forest", "extra_trees", "stnet", "bleep", "gated", "anchor", "stflow"),
+)
 STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "holotea_he", "holotea")
 SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")
 
@@ -194,6 +198,12 @@ def get_config() -> ConfigDict:
     train.ema_decay = 0.99
     train.loss_weight = "velocity"  # data: the published plain error
     train.checkpoint_every = 5  # epochs
+
+    compare = config.compare = ConfigDict()  # of the configs compare_*; see docs/results.md
+    compare.normalizations = ()  # a workdir under this one for each; none: no comparison
+    compare.tasks = ()  # likewise, of data.task
+    compare.reference = "stflow"  # that every other row is set against
+    compare.maps = 4  # genes that are drawn by method
 
     sample = config.sample = ConfigDict()
     sample.evaluations = 5  # network evaluations of a draw

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from stfm_jax import experiment, seeds
+from stfm_jax import comparison, experiment, seeds
 from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
 from stfm_jax.predict import outputs
@@ -49,10 +50,29 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
         "config or versions", f"{mode} {config.to_json_best_effort()} {versions}"
     )
     workdirs.check(config, workdir, mode in _STARTS, reads_data=mode != "predict")
-    if mode == "predict":
+    if comparison.asked(config):
+        comparison.check(config, mode)
+        with workdirs.held(config, workdir):
+            comparison.run(config, workdir, mode, _compared)
+    elif mode == "predict":
         _predict(config, workdir)
-        return
+    else:
+        _experiment(config, workdir, mode)
+
+
+def _compared(config: ConfigDict, workdir: Path, mode: str) -> experiment.Experiment:
+    """An experiment that is part of a comparison."""
+    workdirs.check(config, workdir, mode in _STARTS)
+    return _experiment(config, workdir, mode, comparison.require_folds)
+
+
+def _experiment(
+    config: ConfigDict, workdir: Path, mode: str, check: Callable[[Any, Path], None] | None = None
+) -> experiment.Experiment:
+    """Does what a mode asks for; `check` sees the data set and the workdir first."""
     opened = experiment.open_experiment(config, workdir)
+    if check is not None:
+        check(opened.dataset, workdir)
     if mode == "export":
         from stfm_jax import export_data  # imports tensorflow-datasets, which takes a second
 
@@ -61,12 +81,12 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
         opened = experiment.embed_slides(opened)
         if mode == "embed":
             _tell_of_embeddings(opened)
-            return
-        if mode == "export":
+        elif mode == "export":
             export_data.write(opened)
-            return
-        opened = experiment.place_slides(opened)
-        (experiment.train if mode == "train" else experiment.evaluate)(opened)
+        else:
+            opened = experiment.place_slides(opened)
+            (experiment.train if mode == "train" else experiment.evaluate)(opened)
+    return opened
 
 
 def _absolute(weights: str) -> str:

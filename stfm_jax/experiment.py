@@ -35,6 +35,7 @@ from stfm_jax.problems.problem import Cases, Predicted, Problem
 from stfm_jax.problems.table import problem_of
 from stfm_jax.report import write as report
 from stfm_jax.runtime import distributed
+from stfm_jax.runtime.cost import measured
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import save_arrays, write_json
 from stfm_jax.score import expected
@@ -225,8 +226,10 @@ def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, i
     for method in opened.methods:
         run = runs[method.name] = _run_of(opened, fold, method, epochs, runs, shared)
         if method.state_of is None and not _fitted(opened, fold, method):
-            state = method.fit(cases.train, cases.genes, run)
+            with measured() as cost:
+                state = method.fit(cases.train, cases.genes, run)
             store.save(run.directory / "model", _model(method, state, cases, opened))
+            write_json(run.directory / layout.FIT_COST, cost)
             distributed.barrier("model")
 
 
@@ -328,14 +331,12 @@ def _checked_model(opened: Experiment, index: int, cases: Cases, method: Method)
 def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, true) -> None:
     problem, method = opened.problem, model.method
     folder, rows = opened.of_method(index, method.name), []
-    predicted = predict_cases(opened, model, cases)
+    with measured() as cost:
+        predicted = predict_cases(opened, model, cases)
     scores = problem.scores(method, predicted, truth, opened.seed) if predicted else {}
     if predicted:
-        mean = np.concatenate(predicted.means)
-        rows = gene_rows(index, method.name, mean, true, cases.scored)
-        found = {"mean": mean}
-        if predicted.draws is not None:
-            found["one_draw"] = np.concatenate([draws[0] for draws in predicted.draws])
+        found = problem.kept(predicted, true, opened.seed)
+        rows = gene_rows(index, method.name, found["mean"], true, cases.scored)
         save_arrays(folder / "predictions.npz", found)
     write_json(
         folder / "scores.json",
@@ -347,6 +348,7 @@ def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, tr
             "lacks": cases.lacks(method),
         },
     )
+    write_json(folder / layout.PREDICT_COST, cost)
     distributed.barrier("scores")
 
 

@@ -5,7 +5,8 @@ W/embeddings/                     features that were made here
 W/dataset/                        the data set as --mode=export writes it
 W/fold_<i>/fold.json, truth.npz   slides and genes of the fold; what was measured
 W/fold_<i>/<method>/seed_<s>/     select/, refit/ (train.stages), model/ (store), and
-                                  scores.json, predictions.npz of the fold's test slides
+                                  scores.json, predictions.npz of the fold's test slides,
+                                  fit_cost.json, predict_cost.json (runtime.cost)
 W/final/<method>/seed_<s>/        the same of all slides, for prediction
 W/metrics.json, per_gene.csv, history.csv, *.png   the report over the folds done so far
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FINAL = "final"
+FIT_COST, PREDICT_COST = "fit_cost.json", "predict_cost.json"
 # What a run writes beside the folders of its folds; features that are there are read, not replaced.
 _WRITTEN = (
     *("dataset", FINAL, "fold_*", "sections", "metrics.json", "per_gene.csv", "history.csv"),

@@ -77,15 +77,23 @@ def claimed(opened: experiment.Experiment) -> Iterator[None]:
     Raises:
       InputError: what a fold's genes cannot be chosen for.
     """
-    workdir, path = opened.workdir, opened.workdir / "config.json"
-    if path.exists():
-        _keep_up(opened.config, workdir)
+    if not (opened.workdir / "config.json").exists():
+        experiment.check_folds(opened)
+    with held(opened.config, opened.workdir):
         yield
-        _note_methods(opened.config.methods, workdir)
+
+
+@contextlib.contextmanager
+def held(config: ConfigDict, workdir: Path) -> Iterator[None]:
+    """`claimed` without a look at folds."""
+    path = workdir / "config.json"
+    if path.exists():
+        _keep_up(config, workdir)
+        yield
+        _note_methods(config.methods, workdir)
         return
-    experiment.check_folds(opened)
     existed = workdir.exists()
-    write_config(opened.config, workdir)
+    write_config(config, workdir)
     try:
         yield
     except (InputError, OSError):

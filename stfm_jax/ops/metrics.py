@@ -241,7 +241,10 @@ def crps(draws: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def coverage(
-    draws: np.ndarray, true: np.ndarray, level: float = 0.8, rng: np.random.Generator | None = None
+    draws: np.ndarray,
+    true: np.ndarray,
+    level: float | Sequence[float] = 0.8,
+    rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """Share of held-out values inside the central interval of the draws, per gene.
 
@@ -254,11 +257,11 @@ def coverage(
     Args:
       draws: [m, n, g], m >= 99.
       true: [n, g].
-      level: nominal coverage, in (0, 1).
+      level: nominal coverage, in (0, 1), or several.
       rng: NumPy generator; seed 0 when None.
 
     Returns:
-      [g] shares in [0, 1].
+      [g] shares in [0, 1]; of several levels [levels, g].
 
     Raises:
       InputError: too few draws.
@@ -273,13 +276,14 @@ def coverage(
         )
     rng = np.random.default_rng(0) if rng is None else rng
     dtype = min(draws.dtype, np.asarray(true).dtype, key=lambda d: d.itemsize)
-    covered = np.zeros(g)
+    levels = np.asarray(level)[..., None, None]
+    covered = np.zeros((*np.shape(level), g))
     for part in _spot_chunks(n, m * g):
         x, y = draws[:, part].astype(dtype), np.asarray(true)[part].astype(dtype)
         below, ties = (x < y).sum(axis=0), (x == y).sum(axis=0)
         rank = below + rng.integers(0, ties + 1)
         u = (rank + rng.random(rank.shape)) / (m + 1)
-        covered += (np.abs(u - 0.5) < level / 2).sum(axis=0)
+        covered += (np.abs(u - 0.5) < levels / 2).sum(axis=-2)
     return covered / n
 
 

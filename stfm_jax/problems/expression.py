@@ -179,6 +179,12 @@ class Expression(Problem):
             found[method.draws_as] = score.score_draws(predicted.draws, truth, seed)
         return found
 
+    def kept(self, predicted: Predicted, true: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        found = super().kept(predicted, true, seed)
+        if predicted.draws is not None:
+            found |= score.reliability(predicted.draws, true, seed)
+        return found
+
     def views(self, dataset, fold: dict, truth: dict, values: np.ndarray) -> dict[str, np.ndarray]:
         return {"": values}
 

@@ -146,6 +146,19 @@ class Problem(ABC):
     ) -> dict[str, dict[str, float]]:
         """Scores by row: of the method, and of its draws."""
 
+    def kept(self, predicted: Predicted, true: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Arrays for predictions.npz, all test cases one after the other.
+
+        Args:
+          predicted: of the fold.
+          true: [n, g] what was measured.
+          seed: of random ranks at ties.
+        """
+        found = {"mean": np.concatenate(predicted.means)}
+        if predicted.draws is not None:
+            found["one_draw"] = np.concatenate([draws[0] for draws in predicted.draws])
+        return found
+
     @abstractmethod
     def views(
         self, dataset: Dataset, fold: dict, truth: dict, values: np.ndarray

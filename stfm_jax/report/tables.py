@@ -101,7 +101,10 @@ def text_table(
         cells = [row.get(metric, {}) for row in methods.values()]
         best = _best([_number(cell.get("mean")) for cell in cells], metric, digits)
         columns.append(
-            [metric + " ", *(_cell(cell, digits) + " *"[i in best] for i, cell in enumerate(cells))]
+            [
+                metric + " ",
+                *(cell_text(cell, digits) + " *"[i in best] for i, cell in enumerate(cells)),
+            ]
         )
     widths = [max(len(cell) for cell in column) for column in columns]
     lines = []
@@ -113,7 +116,8 @@ def text_table(
     return "\n".join(lines)
 
 
-def _cell(cell: Mapping[str, Any], digits: int) -> str:
+def cell_text(cell: Mapping[str, Any], digits: int) -> str:
+    """The mean with its spreads, "-" where nothing was measured."""
     mean, *spreads = (_number(cell.get(name)) for name in ("mean", "std", "seed_std"))
     if math.isnan(mean):
         return "-"

@@ -59,12 +59,13 @@ def write(
       methods: whose rows are reported.
     """
     seeds = seeds_of(config)
-    folds = _scored_folds(workdir, seeds, methods)
-    summary = tables.summarize([[_scores(f, seed) for seed in seeds] for f in folds])
-    found = {**summary, "comparisons": _comparisons(problem, dataset, methods, folds, seeds[0])}
+    folds = scored_folds(workdir, seeds, methods)
+    summary = tables.summarize([[scores_of(f, seed) for seed in seeds] for f in folds])
+    pairs = [(m.name, other) for m in methods for other in m.compared_with]
+    found = {**summary, "comparisons": comparisons(problem, dataset, pairs, folds, seeds[0])}
     if problem.compares_folds:
         found["comparisons_by_fold"] = {
-            f.fold["fold"]: _comparisons(problem, dataset, methods, [f], seeds[0]) for f in folds
+            f.fold["fold"]: comparisons(problem, dataset, pairs, [f], seeds[0]) for f in folds
         }
     extras = problem.extras(workdir, dataset)
     _write_scores(workdir, config, dataset, folds, {**found, **extras})
@@ -75,13 +76,13 @@ def write(
     _LOG.info("%s", _text(problem, found, extras, folds, dataset, len(seeds), methods))
 
 
-def _scores(f: ScoredFold, seed: int) -> dict[str, dict]:
+def scores_of(f: ScoredFold, seed: int) -> dict[str, dict]:
     """Scores by row, of a method or of its draws."""
     rows = f.of_seeds[seed].rows if seed in f.of_seeds else {}
     return {name: scores for row in rows.values() for name, scores in row["scores"].items()}
 
 
-def _scored_folds(
+def scored_folds(
     workdir: Path, seeds: Sequence[int], methods: Sequence[Method]
 ) -> list[ScoredFold]:
     folds = []
@@ -155,40 +156,37 @@ def _lacks(f: ScoredFold) -> dict[str, dict[str, str]]:
     return {name: slides for name, slides in found.items() if slides}
 
 
-def _comparisons(
+def comparisons(
     problem: Any,
     dataset: Dataset,
-    methods: Sequence[Method],
+    pairs: Sequence[tuple[str, str]],
     folds: Sequence[ScoredFold],
     seed: int,
 ) -> dict[str, dict]:
-    """Paired spatial-block bootstrap of each method minus those that it names.
+    """Paired spatial-block bootstrap of the first method of each pair minus the second.
 
     In every fold over the seeds that both have; none where a fold has no such seed.
     """
-    seen = [_Views(problem, dataset, f) for f in folds]
+    seen = [Views(problem, dataset, f) for f in folds]
     rows = {}
-    for method in methods:
-        for other in method.compared_with:
-            pair = method.name, other
-            if not seen or not all(v.seeds_of(pair) for v in seen):
-                continue
-            for scale in seen[0].true:
-                parts = [
-                    (
-                        *(v.of(name, v.seeds_of(pair), scale) for name in pair),
-                        v.true[scale],
-                        *v.labels,
-                    )
-                    for v in seen
-                ]
-                rows[f"{method.name} - {other}{scale}"] = paired_bootstrap(
-                    parts, seed=seed
-                )._asdict()
+    for pair in pairs:
+        if not seen or not all(v.seeds_of(pair) for v in seen):
+            continue
+        for scale in seen[0].true:
+            parts = [
+                (
+                    *(v.of(name, v.seeds_of(pair), scale) for name in pair),
+                    v.true[scale],
+                    *v.labels,
+                )
+                for v in seen
+            ]
+            name = f"{' - '.join(pair)}{scale}"
+            rows[name] = paired_bootstrap(parts, seed=seed)._asdict()
     return rows
 
 
-class _Views:
+class Views:
     """A fold's truth and predictions on the scales that methods are compared on."""
 
     def __init__(self, problem: Any, dataset: Dataset, f: ScoredFold):

@@ -13,6 +13,7 @@ import numpy as np
 from stfm_jax.ops import metrics
 from stfm_jax.score.spatial import moran
 
+LEVELS = tuple(i / 10 for i in range(1, 10))  # of central intervals
 NUM_SINGLE_DRAWS = 8  # draws scored one by one; their mean score is the row's
 
 
@@ -87,6 +88,24 @@ def score_draws(draws: Sequence[np.ndarray], test: TestSet, seed: int) -> dict[s
         scores["coverage80"] = float(np.mean(covered))
         scores["width80"] = relative_width(pooled, true)
     return scores
+
+
+def reliability(draws: Sequence[np.ndarray], true: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """How much central intervals of draws cover of what was measured.
+
+    Args:
+      draws: per slide [m, n_i, g].
+      true: [n, g].
+      seed: of the random ranks at ties.
+
+    Returns:
+      `levels` [l] nominal ones, `covered` [l] shares of all spots and genes; nothing of few draws.
+    """
+    pooled = np.concatenate(draws, axis=1)
+    if len(pooled) < metrics.MIN_DRAWS_FOR_COVERAGE:
+        return {}
+    covered = metrics.coverage(pooled, true, LEVELS, np.random.default_rng(seed))
+    return {"levels": np.array(LEVELS), "covered": covered.mean(axis=1)}
 
 
 def relative_width(draws: np.ndarray, true: np.ndarray) -> float:

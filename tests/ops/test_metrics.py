@@ -281,3 +281,13 @@ def test_quantiles_have_rank_p_times_m_plus_one():
     assert low.dtype == np.float32 and low[0, 0] == 1.0
     assert middle[0, 0] == pytest.approx(5.5)
     assert metrics.quantiles(draws, 0.9).shape == (1, 1)
+
+
+def test_coverage_of_several_levels_is_that_of_each():
+    rng = np.random.default_rng(3)
+    draws, true = rng.normal(size=(99, 40, 3)), rng.normal(size=(40, 3))
+    levels = (0.2, 0.5, 0.9)
+    found = metrics.coverage(draws, true, levels)
+    assert found.shape == (3, 3)
+    for level, covered in zip(levels, found, strict=True):
+        np.testing.assert_array_equal(covered, metrics.coverage(draws, true, level))

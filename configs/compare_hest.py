@@ -1,0 +1,18 @@
+"""All methods on tasks of HEST-bench, each in both normalisations: one report.
+
+    python run.py --config=configs/compare_hest.py --workdir=runs/compare_hest \
+        --config.data.dir=HEST_BENCH --config.encoder.dir=EMBEDDINGS \
+        [--config.compare.tasks=IDC,PRAD]
+
+Folders as for configs/hest.py. Not yet run: the data are gated.
+"""
+
+from configs import base, hest
+
+
+def get_config():
+    config = hest.get_config()
+    config.methods = base.COMPARED
+    config.compare.normalizations = ("log1p", "log1p_cp10k")
+    config.compare.tasks = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "LUNG")
+    return config

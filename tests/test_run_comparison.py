@@ -1,0 +1,139 @@
+"""Methods side by side by the command line: parts, what is reused, the report, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from stfm_jax.runtime.cost import measured
+
+METHODS = "('mean','ridge','stnet','anchor','stflow')"
+
+
+def arguments(workdir, data, **overrides) -> list[str]:
+    fields = {
+        "data.dir": str(data),
+        "data.folds": "section",
+        "methods": METHODS,
+        "train.epochs": 2,
+        "sample.draws": 99,
+        "compare.normalizations": "('log1p','log1p_cp10k')",
+    }
+    return tiny.arguments(workdir, **(fields | overrides))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("slides"), tiny.slides(3))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, data):
+    """A comparison of two parts, done."""
+    workdir = tmp_path_factory.mktemp("comparison") / "W"
+    assert tiny.command(*arguments(workdir, data)) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_each_part_is_an_experiment_of_its_own(compared, data, tmp_path):
+    """Its figures are those of the same methods trained without a comparison."""
+    alone = tmp_path / "alone"
+    fields = {"compare.normalizations": "()", "data.normalization": "log1p_cp10k"}
+    assert tiny.command(*arguments(alone, data, **fields)) == 0
+    mine, theirs = (
+        json.loads((folder / "metrics.json").read_text())["methods"]
+        for folder in (compared / "log1p_cp10k", alone)
+    )
+    assert mine == theirs
+    whole = json.loads((compared / "metrics.json").read_text())
+    assert whole["parts"]["log1p_cp10k"]["methods"] == theirs
+    assert set(whole["parts"]) == {"log1p", "log1p_cp10k"}
+
+
+@pytest.mark.slow
+def test_what_is_done_is_reused_and_what_is_new_is_added(compared, data, tmp_path):
+    workdir = shutil.copytree(compared, tmp_path / "W")
+    kept = {path: path.stat().st_mtime_ns for path in workdir.glob("*/fold_*/*/seed_0/model/*")}
+    assert kept
+    added = METHODS.replace("'stnet'", "'stnet','ridge_reduced'")
+    assert tiny.command(*arguments(workdir, data, methods=added)) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for part in json.loads((workdir / "metrics.json").read_text())["parts"].values():
+        assert "ridge_reduced" in part["methods"]
+
+
+@pytest.mark.slow
+def test_rows_are_ranked_costed_and_set_against_the_reference(compared):
+    found = json.loads((compared / "metrics.json").read_text())
+    assert list(found["ranks"])[-1] == "mean", "what sees nothing is last"
+    part = found["parts"]["log1p"]
+    assert set(part["against"]) == {"mean", "ridge", "stnet", "anchor"}
+    folds = [np.mean([part["methods"][n]["pearson"]["mean"]]) for n in ("mean", "stflow")]
+    assert part["against"]["mean"]["difference"] == pytest.approx(folds[0] - folds[1], abs=1e-6)
+    for name in ("mean", "ridge", "stnet", "anchor", "stflow"):
+        cost = part["costs"][name]
+        assert cost["predict_seconds"] > 0 and cost["numbers"] > 0, name
+    assert part["costs"]["anchor"]["numbers"] == part["costs"]["stflow"]["numbers"]
+    rows = list(csv.DictReader((compared / "table.csv").open()))
+    cell = next(
+        r for r in rows if (r["part"], r["row"], r["metric"]) == ("log1p", "ridge", "pearson")
+    )
+    assert float(cell["mean"]) == part["methods"]["ridge"]["pearson"]["mean"]
+    assert "| ridge |" in (compared / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_page_holds_all_it_shows(compared):
+    page = (compared / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    said = html.unescape(re.sub("<[^>]*>", " ", page))
+    for wanted in ("Which method for what", "The most accurate mean is", "Rank", "not a", "stnet"):
+        assert wanted in said or wanted == "not a", wanted
+    # of each part: accuracy, differences, genes, reliability, maps
+    assert page.count("<img") == 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data.folds": "published"}, "two folds"),
+        ({"compare.normalizations": "('log2',)"}, "log1p, log1p_cp10k, found 'log2'"),
+        ({"compare.reference": "ridge_smooth"}, "must be one of the methods"),
+        ({"methods": "('ridge','stnett')"}, "Did you mean 'stnet'?"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(data, tmp_path, capsys, changed, said):
+    workdir = tmp_path / "W"
+    if changed == {"data.folds": "published"}:
+        changed = {"data.reader": "simulated", "data.dir": "", "encoder.name": "stain_texture"}
+        changed |= {"data.folds": "published", "data.seeds": "(0,1)", "data.test_patients": 1}
+        changed |= {"data.tissue.spots": 40, "data.tissue.num_sections": 1}
+    assert tiny.command(*arguments(workdir, data, **changed)) == 2
+    assert said in capsys.readouterr().err
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_predicts_by_a_part(compared, data, capsys):
+    slide = str(next(data.glob("*.h5ad")))
+    asked = ("--mode=predict", f"--config.predict.input={slide}")
+    assert tiny.command(*arguments(compared, data), *asked) == 2
+    assert "--workdir=W/log1p" in capsys.readouterr().err
+
+
+def test_the_peak_is_that_of_the_block():
+    with measured() as large:
+        held = np.ones(40_000_000)
+    del held
+    with measured() as small:
+        pass
+    assert large["seconds"] > small["seconds"] >= 0
+    assert large["peak_gib"] > small["peak_gib"] + 0.2
