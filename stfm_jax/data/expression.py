@@ -15,6 +15,7 @@ from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 
 NORMALIZATIONS = ("log1p", "log1p_cp10k")
+DISPERSION = 100.0  # theta of the residuals' negative binomial [Lause et al. 2021]
 _VARIES = 1e-9  # least variance, beyond rounding
 
 
@@ -72,6 +73,21 @@ def expression(slide: Slide, genes: Sequence[str], normalization: str) -> np.nda
     return normalize(gene_counts(slide, genes), library_size(slide), normalization).astype(
         np.float32
     )
+
+
+def pearson_residuals(slide: Slide, genes: Sequence[str]) -> np.ndarray:
+    """How far counts lie from what a spot's library size alone makes expect, [n, g] float32.
+
+    (c - m) / sqrt(m + m^2 / theta), m a gene's share of the slide times the spot's library size,
+    clipped at sqrt(n) (Lause, Berens and Kobak 2021). What logarithms keep of depth and cellularity
+    is taken out.
+    """
+    counts, library = gene_counts(slide, genes).astype(np.float64), library_size(slide)
+    mean = library[:, None] * (counts.sum(axis=0) / library.sum(dtype=np.float64))
+    spread = np.sqrt(mean + mean**2 / DISPERSION)
+    most = np.sqrt(slide.num_spots)
+    residuals = (counts - mean) / np.where(spread > 0, spread, 1.0)
+    return np.clip(residuals, -most, most).astype(np.float32)
 
 
 def _common(slides: Sequence[Slide]) -> list[str]:

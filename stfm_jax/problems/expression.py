@@ -11,7 +11,12 @@ import numpy as np
 
 from stfm_jax.data import datasets, stack
 from stfm_jax.data.datasets import Dataset
-from stfm_jax.data.expression import expression, most_variable_genes, require_genes
+from stfm_jax.data.expression import (
+    expression,
+    most_variable_genes,
+    pearson_residuals,
+    require_genes,
+)
 from stfm_jax.data.folds import Fold
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.registration import KINDS
@@ -143,7 +148,9 @@ class Expression(Problem):
         normalization = self.config.data.normalization
         expr = [expression(slide, genes, normalization) for slide in test]
         around = self._copies(cases) if self.stacked else None
-        return score.TestSet(cases.names.test, [s.coords_um for s in test], expr, around)
+        residuals = [pearson_residuals(slide, genes) for slide in test]
+        coords = [slide.coords_um for slide in test]
+        return score.TestSet(cases.names.test, coords, expr, around, residuals)
 
     def _copies(self, cases: Cases) -> list[np.ndarray] | None:
         """What was measured around the test spots on neighbouring sections; None without any."""

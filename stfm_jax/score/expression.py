@@ -26,6 +26,8 @@ class TestSet:
     expr: list[np.ndarray]  # per slide [n_i, g]
     # Per slide [n_i, g], what was measured around its spots on neighbouring sections; of stacks
     around: list[np.ndarray] | None = None
+    # Per slide [n_i, g], Pearson residuals of the counts: what log targets have of depth is gone
+    residuals: list[np.ndarray] | None = None
 
     @property
     def pooled(self) -> np.ndarray:
@@ -53,6 +55,9 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
     if test.around is not None:
         parts = zip(prediction, test.expr, test.around, strict=True)
         scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))
+    if test.residuals is not None:
+        found = pearson_slide(prediction, test.residuals)
+        scores["residual"] = metrics.mean_over_genes(found)[0]
     scores["crps"] = scores["mae"]
     return scores
 
