@@ -3,14 +3,15 @@
     python benchmarks/mutants.py [--modules=ops,flow,data,regression,report] [--at-most=20]
 
 Of every module of these packages (data has the readers) so many places are drawn, seed 0, and each
-is made wrong in turn: an operator, a comparison, a constant, a condition. Then the module's own
-tests run, those that import it (else those that import what imports it), the slow ones aside. A
-mutant that no test notices has survived. Equivalent ones count as survivors too, but for those that
-results/mutants_equivalent.json argues, one by one. Each is a line of results/mutants.jsonl; what is
-there, of the same code and the same tests, is not run again.
+is made wrong in turn: an operator, a comparison, a constant, a condition. Then those of the
+module's own tests run that pass by the place, the slow ones aside. A mutant that none of them
+notices has survived. Equivalent ones count as survivors too, but for those that
+results/mutants_equivalent.json argues, one by one. Each is a line of results/mutants.jsonl. What is
+there is not run again while the module and its tests are the same; one that was killed, while the
+module is and the test that did it is there. `--summary` prints what is there and runs nothing.
 
-Tests run in forks of one process that has imported what we stand on; what they start as commands of
-their own sees the module as it is.
+What passes by is found by running all of these tests once, traced, which takes minutes. Tests run
+in forks of one process; what they start as commands of their own sees the module as it is.
 """
 
 from __future__ import annotations
@@ -18,209 +19,52 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import importlib.abc
-import importlib.util
 import json
 import os
 import random
-import signal
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
 
-ROOT = Path(__file__).resolve().parents[1]
+from mutations import Mutant, mutants
+from watched import ROOT, Ended, Pool, Watch, prepare, trace
+
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("ops", "flow", "data", "regression", "report")
-PRELOADED = (
-    "jax", "jax.numpy", "flax.linen", "optax", "orbax.checkpoint", "anndata", "h5py", "pandas",
-    "zarr", "scipy.sparse", "scipy.spatial", "scipy.stats", "scipy.optimize", "sklearn.ensemble",
-    "sklearn.cluster", "sklearn.linear_model", "skimage.color", "matplotlib.figure",
-    "ml_collections", "tifffile", "PIL.Image", "pytest",
-)  # fmt: skip
-COMPARED = {
-    ast.Lt: ("<", "<=", ">="), ast.LtE: ("<=", "<", ">"), ast.Gt: (">", ">=", "<="),
-    ast.GtE: (">=", ">", "<"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="),
-    ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is"), ast.In: ("in", "not in"),
-    ast.NotIn: ("not in", "in"),
-}  # fmt: skip
-COMPUTED = {
-    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
-    ast.FloorDiv: ("//", "/"), ast.Mod: ("%", "*"), ast.Pow: ("**", "*"), ast.BitAnd: ("&", "|"),
-    ast.BitOr: ("|", "&"),
-}  # fmt: skip
-JOINED = {ast.And: ("and", "or"), ast.Or: ("or", "and")}
+OWN = {"data": {"data", "odd_files"}}  # folders of tests/, where not that of the package's name
 
 
-class Mutant(NamedTuple):
-    """A place of a module that is made wrong."""
-
-    start: int  # bytes of the source
-    end: int
-    instead: str
-    line: int
-
-    def of(self, source: bytes) -> bytes:
-        return source[: self.start] + self.instead.encode() + source[self.end :]
-
-    def told(self, source: bytes) -> str:
-        """Stays the same where lines are added before it."""
-        line = source.decode().splitlines()[self.line - 1].strip()
-        return f"{source[self.start : self.end].decode()} -> {self.instead} in `{line}`"
-
-
-def mutants(source: bytes) -> list[Mutant]:
-    """All mutants of a module, in the order of its text; annotations, messages and texts aside."""
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-
-    def span(node: ast.expr) -> tuple[int, int]:
-        return (
-            starts[node.lineno - 1] + node.col_offset,
-            starts[node.end_lineno - 1] + node.end_col_offset,
-        )
-
-    def between(left: ast.expr, right: ast.expr, known: Sequence[str]) -> Iterator[Mutant]:
-        low, high = span(left)[1], span(right)[0]
-        at = source[low:high].find(known[0].encode())
-        for instead in known[1:] if at >= 0 else ():
-            yield Mutant(low + at, low + at + len(known[0]), instead, right.lineno)
-
-    def negated(test: ast.expr) -> Mutant:
-        low, high = span(test)
-        return Mutant(low, high, f"not ({source[low:high].decode()})", test.lineno)
-
-    def visit(node: ast.AST) -> Iterator[Mutant]:
-        if isinstance(node, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom):
-            return
-        if isinstance(node, ast.Compare):
-            operands = [node.left, *node.comparators]
-            for left, op, right in zip(operands, node.ops, operands[1:], strict=False):
-                yield from between(left, right, COMPARED[type(op)])
-        elif isinstance(node, ast.BinOp) and type(node.op) in COMPUTED:
-            yield from between(node.left, node.right, COMPUTED[type(node.op)])
-        elif isinstance(node, ast.BoolOp):
-            for left, right in zip(node.values, node.values[1:], strict=False):
-                yield from between(left, right, JOINED[type(node.op)])
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
-            low, inner = span(node)[0], span(node.operand)[0]
-            yield Mutant(low, inner, "", node.lineno)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
-            yield Mutant(*span(node), repr(_other(node.value)), node.lineno)
-        if isinstance(node, ast.If | ast.IfExp | ast.While):
-            yield negated(node.test)
-        if isinstance(node, ast.comprehension):
-            yield from map(negated, node.ifs)
-        for field, value in ast.iter_fields(node):
-            if field in ("annotation", "returns", "decorator_list", "type_params"):
-                continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from visit(child)
-
-    return sorted(set(visit(ast.parse(source))))
-
-
-def _other(value: bool | int | float) -> bool | int | float:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 1
-    return 2.0 * value or 1.0
-
-
-def imported(path: Path) -> set[str]:
-    """Names of our modules that a file imports."""
+def imported(path: Path, helpers: Mapping[str, Path] = MappingProxyType({})) -> set[str]:
+    """Names of our modules that a file imports, itself or by files beside it (by their names)."""
     found = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.startswith("stfm_jax.")}
+    others = {name: other for name, other in helpers.items() if name != path.stem}
+    beside = (imported(others[name], others) for name in found & set(others))
+    return {name for name in found if name.startswith("stfm_jax.")}.union(*beside)
 
 
 def tests_of(module: str, tests: dict[Path, set[str]], users: dict[str, set[str]]) -> list[Path]:
-    """Test files of a module: those of its package that import it, else others, else of its users.
+    """Test files of a module: those of its package that import it or, if none does, what uses it
+    (and so on), else others.
 
     Args:
       module: its name.
       tests: what each test file imports.
       users: which modules import each.
     """
-    for names in ({module}, users.get(module, set())):
+    package, names, asked, left = module.split(".")[1], {module}, set(), []
+    while names:
         found = [path for path, uses in tests.items() if uses & names]
-        near = [p for p in found if p.parent.name != "tests"]  # no whole runs, if it can be
-        if near or found:
-            return sorted(near or found)
-    return []
-
-
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Gives one module of a changed source."""
-
-    def __init__(self, name: str, path: Path, source: bytes):
-        self.name, self.path, self.source = name, path, source
-
-    def find_spec(self, name, path=None, target=None):
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, self.path, loader=self)
-
-    def get_source(self, name):
-        return self.source.decode()
-
-    def get_code(self, name):
-        return compile(self.source, str(self.path), "exec")
-
-
-def _run_tests(name: str, path: Path, source: bytes, tests: Sequence[Path], temporary: str) -> int:
-    """In a fork: the exit status of pytest with a module of this source."""
-    import pytest
-
-    sys.meta_path.insert(0, _Finder(name, path, source))
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={temporary}/t"]
-    return int(pytest.main([*options, *map(str, tests)]))
-
-
-class Pool:
-    """Forks at work, each on a mutant."""
-
-    def __init__(self, jobs: int):
-        self.jobs, self.running = jobs, {}
-
-    def start(self, key, limit_s: float, *arguments) -> None:
-        temporary = tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True)
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            status = 99
-            try:
-                status = _run_tests(*arguments, temporary.name)
-            finally:
-                os._exit(status)
-        self.running[child] = key, time.monotonic(), limit_s, temporary
-
-    def ended(self, free: bool = False) -> Iterator[tuple]:
-        """Key, whether tests noticed, and seconds, of what has ended; waits until one may start."""
-        while self.running and (free or len(self.running) >= self.jobs):
-            for child, (key, since, limit, temporary) in list(self.running.items()):
-                seconds = time.monotonic() - since
-                done, status = os.waitpid(child, os.WNOHANG)
-                if not done and seconds > limit:
-                    os.killpg(child, signal.SIGKILL)
-                    done, status = os.waitpid(child, 0)
-                if done:
-                    del self.running[child]
-                    temporary.cleanup()
-                    yield key, status != 0, seconds
-            time.sleep(0.02)
+        if near := [path for path in found if path.parent.name in OWN.get(package, {package})]:
+            return sorted(near)
+        left = left or [path for path in found if path.parent.name != "tests"] or found
+        asked |= names
+        names = set().union(*(users.get(name, set()) for name in names)) - asked
+    return sorted(left)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,40 +75,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--jobs", type=int, default=os.cpu_count())
     made.add_argument("--json", type=Path, default=RESULTS / "mutants.jsonl")
+    made.add_argument("--summary", action="store_true", help="of what was run; runs nothing")
     given = made.parse_args(arguments)
-    _prepare()
-    known = {(row["module"], row["of"], row["mutant"]): row for row in _rows(given.json)}
     argued = json.loads((RESULTS / "mutants_equivalent.json").read_text())
+    modules = list(_modules(given))
+    if not given.summary:
+        _run([module for module in modules if module.left], Pool(given.jobs), given.json)
+    for module in modules:
+        _print(module, argued)
+    _sum_up(modules, argued)
+
+
+def _modules(given: argparse.Namespace) -> Iterator[Module]:
+    """Those that are asked for, with what is known of them."""
+    rows = _rows(given.json)
     imports = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): imported(path)
         for path in (ROOT / "stfm_jax").rglob("*.py")
     }
     users = {name: {user for user, uses in imports.items() if name in uses} for name in imports}
-    tests = {path: imported(path) for path in (ROOT / "tests").rglob("test_*.py")}
+    tests = test_imports(ROOT / "tests")
     wanted = tuple(f"stfm_jax.{each.replace('/', '.')}" for each in given.modules.split(","))
-    pool, table = Pool(given.jobs), []
     for name in sorted(imports):
-        path = ROOT / f"{name.replace('.', '/')}.py"
-        if name.startswith(wanted) and (drawn := _drawn(path, given)):
-            files = tests_of(name, tests, users)
-            table.append(_of_module(pool, name, path, drawn, files, known, given.json))
-            _print(table[-1], argued)
-    killed, total = (sum(len(row[key]) for row in table) for key in ("killed", "all"))
-    spared = sum(f"{row['module']}: {told}" in argued for row in table for told in row["survived"])
-    share = killed / max(1, total - spared)
-    print(f"{killed} of {total - spared} killed, {share:.1%}; {spared} equivalent")
+        if name.startswith(wanted):
+            drawn = _drawn(ROOT / f"{name.replace('.', '/')}.py", given)
+            if drawn:
+                yield Module(name, drawn, tests_of(name, tests, users), rows)
 
 
-def _prepare() -> None:
-    """As tests/conftest.py: imported before the forks, so that they need not."""
-    os.chdir(ROOT)
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mutants-"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    for name in PRELOADED:
-        importlib.import_module(name)
+def test_imports(root: Path) -> dict[Path, set[str]]:
+    """What each test file imports, those aside that skip where what they open in is missing."""
+    helpers = {path.stem: path for path in root.rglob("*.py") if not path.stem.startswith("test_")}
+    files = (path for path in root.rglob("test_*.py") if path.parent.name != "ecosystem")
+    return {path: imported(path, helpers) for path in files}
 
 
 def _rows(path: Path) -> list[dict]:
@@ -273,51 +116,133 @@ def _rows(path: Path) -> list[dict]:
 
 def _drawn(path: Path, given: argparse.Namespace) -> list[Mutant]:
     found = mutants(path.read_bytes())
-    rng = random.Random(f"{given.seed} {path.relative_to(ROOT)}")
-    return sorted(rng.sample(found, min(given.at_most, len(found))))
+    random.Random(f"{given.seed} {path.relative_to(ROOT)}").shuffle(found)
+    return sorted(found[: given.at_most])  # fewer are among more
 
 
-def _of_module(pool, name, path, drawn, files, known, out) -> dict:
-    """Which mutants of a module are noticed by its tests; new ones are written as they end."""
-    source, short = path.read_bytes(), name.removeprefix("stfm_jax.")
-    content = [source, *(file.read_bytes() for file in files)]
-    of = hashlib.sha256(b"\0".join(content)).hexdigest()[:12]
-    told = {mutant.told(source): mutant for mutant in drawn}
-    found = {text: row["killed"] for text in told if (row := known.get((short, of, text)))}
-    left = [text for text in told if text not in found]
-    if left and files:
-        limit = _baseline(pool, name, path, source, files)
+class Module:
+    """A module of ours, its mutants and what became of them."""
 
-        def note(ended: Iterator[tuple]) -> None:
-            for text, killed, seconds in ended:
-                found[text] = killed
-                row = {"module": short, "of": of, "mutant": text, "killed": killed}
-                with out.open("a") as file:
-                    file.write(json.dumps({**row, "seconds": round(seconds, 1)}) + "\n")
+    def __init__(
+        self, name: str, drawn: Sequence[Mutant], tests: Sequence[Path], rows: Sequence[dict]
+    ):
+        self.name, self.short, self.tests = name, name.removeprefix("stfm_jax."), tests
+        self.path = ROOT / f"{name.replace('.', '/')}.py"
+        self.source = self.path.read_bytes()
+        self.of = _digest(self.source)
+        self.by = _digest(*(file.read_bytes() for file in tests))
+        self.mutants = {mutant.told(self.source): mutant for mutant in drawn}
+        self.killed = {
+            row["mutant"]: row["killed"]
+            for row in rows
+            if (row["module"], row["of"]) == (self.short, self.of)
+            and (row["tests"] == self.by or _holds(row))
+            and row["mutant"] in self.mutants
+        }
 
-        for text in left:
-            pool.start(text, limit, name, path, told[text].of(source), files)
-            note(pool.ended())
-        note(pool.ended(free=True))
-    killed = [text for text in told if found.get(text)]
-    survived = [text for text in told if not found.get(text)]
-    return {"module": short, "all": list(told), "killed": killed, "survived": survived}
+    @property
+    def left(self) -> list[str]:
+        return [text for text in self.mutants if text not in self.killed]
+
+    def passing(self, text: str, trace: dict) -> list[str]:
+        """Own tests that pass by a mutant's place, in turn."""
+        files = {f"{file.relative_to(ROOT)}" for file in self.tests}
+        lines = trace["lines"].get(f"{self.path.relative_to(ROOT)}", {})
+        by_line = (lines.get(str(line), ()) for line in self.mutants[text].around)
+        found = (test for test in set().union(*by_line) if _file(test) in files)
+        return _in_turn(sorted(found), trace["seconds"])
+
+    def ended(self, text: str, killed: bool, seconds: float, by: str) -> dict:
+        """Notes what became of a mutant; a row of the results."""
+        self.killed[text] = killed
+        row = {"module": self.short, "of": self.of, "tests": self.by, "mutant": text}
+        return {**row, "killed": killed, "seconds": round(seconds, 1), "by": by}
 
 
-def _baseline(pool: Pool, name: str, path: Path, source: bytes, files: Sequence[Path]) -> float:
-    """Seconds that a mutant's tests may take; those of the module as it is must pass."""
-    pool.start("", 3600.0, name, path, source, files)
-    ((_, failed, seconds),) = pool.ended(free=True)
-    if failed:
-        raise SystemExit(f"{name}: its tests fail as it is: {', '.join(map(str, files))}")
-    return 20.0 + 5.0 * seconds
+def _run(modules: Sequence[Module], pool: Pool, out: Path) -> None:
+    """Runs what is not known yet; each result is written as it comes."""
+    if not modules:
+        return
+    prepare()
+    passed = trace(sorted({file for module in modules for file in module.tests}), pool)
+
+    def note(module: Module, text: str, *became) -> None:
+        with out.open("a") as file:
+            file.write(json.dumps(module.ended(text, *became)) + "\n")
+
+    def note_all(ended: Iterator[Ended]) -> None:
+        for each in ended:
+            by = each.told.get("failed", "") or "time or a signal"
+            note(*each.key, each.noticed, each.seconds, by if each.noticed else "")
+
+    for module in modules:
+        for text in module.left:
+            mutant, tests = module.mutants[text], module.passing(text, passed)
+            if not tests and (mutant.called or not module.tests):
+                note(module, text, False, 0.0, "")  # no test passes by
+                continue
+            files = [Path(file) for file in dict.fromkeys(map(_file, tests))] or module.tests
+            taken = sum(s for test, s in passed["seconds"].items() if ROOT / _file(test) in files)
+            changed = module.name, module.path, mutant.of(module.source)
+            pool.start((module, text), 30.0 + 3.0 * taken, files, Watch(tests), changed)
+            note_all(pool.ended())
+    note_all(pool.ended(free=True))
 
 
-def _print(row: dict, argued: dict[str, str]) -> None:
-    print(f"{row['module']:32} {len(row['killed']):3} of {len(row['all']):3}", flush=True)
-    for told in row["survived"]:
-        why = argued.get(f"{row['module']}: {told}")
-        print(f"    {'equivalent: ' + why if why else 'survived'}: {told}", flush=True)
+def _digest(*content: bytes) -> str:
+    return hashlib.sha256(b"\0".join(content)).hexdigest()[:12]
+
+
+def _holds(row: dict) -> bool:
+    """Whether the test that killed a mutant is still there."""
+    file, _, test = row.get("by", "").partition("::")
+    path = ROOT / file
+    found = row["killed"] and test and path.is_file()
+    return bool(found) and f"def {test.split('[')[0]}(" in path.read_text()
+
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def _in_turn(tests: Sequence[str], seconds: dict[str, float]) -> list[str]:
+    """File by file, that fixtures of a file are made once; quick files and tests first."""
+    files = {}
+    for test in tests:
+        files.setdefault(_file(test), []).append(test)
+    quick = sorted(files.values(), key=lambda each: sum(seconds[test] for test in each))
+    return [test for each in quick for test in sorted(each, key=seconds.__getitem__)]
+
+
+def _print(module: Module, argued: dict[str, str]) -> None:
+    killed = sum(module.killed.values())
+    print(f"{module.short:32} {killed:3} of {len(module.mutants):3}", flush=True)
+    for text in module.mutants:
+        if not module.killed.get(text):
+            state = "survived" if text in module.killed else "not run"
+            why = argued.get(f"{module.short}: {text}")
+            print(f"    {'equivalent: ' + why if why else state}: {text}", flush=True)
+
+
+def _sum_up(modules: Sequence[Module], argued: dict[str, str]) -> None:
+    """Of each package and of all: mutants that were run, killed, equivalent."""
+    packages = {}
+    for module in modules:
+        of = (
+            "data/readers"
+            if module.short.startswith("data.readers")
+            else module.short.split(".")[0]
+        )
+        for key in (of, "all"):
+            packages.setdefault(key, []).extend(
+                (killed, f"{module.short}: {text}" in argued)
+                for text, killed in module.killed.items()
+            )
+    for package, found in sorted(packages.items(), key=lambda each: each[0] == "all"):
+        killed, spared = sum(k for k, _ in found), sum(e and not k for k, e in found)
+        share = killed / max(1, len(found) - spared)
+        told = f"{killed} of {len(found) - spared} killed, {share:.1%}; {spared} equivalent"
+        print(f"{package + ':' if package != 'all' else ''} {told}".strip())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """benchmarks/mutants.py: what it makes wrong, whose tests it runs, and that these decide."""
 
-import importlib.util
+import importlib
 import json
 import pathlib
 import subprocess
@@ -21,13 +21,15 @@ def f(a: "1 + 1", b=True):
 '''
 
 
-@pytest.fixture(scope="module")
-def mutants():
-    spec = importlib.util.spec_from_file_location("mutants", ROOT / "benchmarks" / "mutants.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutants"] = module
-    spec.loader.exec_module(module)
-    return module
+def load(monkeypatch, name):
+    """Imports a benchmark as `python benchmarks/NAME.py` does."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def mutants(monkeypatch):
+    return load(monkeypatch, "mutants")
 
 
 def test_what_is_made_wrong(mutants):
@@ -42,15 +44,61 @@ def test_what_is_made_wrong(mutants):
         compile(mutant.of(SOURCE), "f.py", "exec")
 
 
+def test_where_a_mutant_is_passed_by(mutants):
+    found = {mutant.line: mutant for mutant in mutants.mutants(SOURCE)}
+    assert [(line, m.around, m.called) for line, m in sorted(found.items())] == [
+        (2, range(2, 3), False), (5, range(5, 6), False), (7, range(7, 8), True),
+        (9, range(9, 10), True),
+    ]  # fmt: skip
+
+
 def test_which_tests_are_a_modules_own(mutants):
-    near, run = ROOT / "tests/ops/test_a.py", ROOT / "tests/test_run.py"
+    near, odd, run = (
+        ROOT / "tests" / f for f in ("ops/test_a.py", "odd_files/b.py", "test_run.py")
+    )
     tests = {near: {"stfm_jax.ops.a"}, run: {"stfm_jax.ops.a", "stfm_jax.ops.b"}}
+    tests[odd] = {"stfm_jax.data.a", "stfm_jax.ops.a"}
     assert mutants.tests_of("stfm_jax.ops.a", tests, {}) == [near]
+    assert mutants.tests_of("stfm_jax.data.a", tests, {}) == [odd]
     assert mutants.tests_of("stfm_jax.ops.b", tests, {}) == [run]
-    assert mutants.tests_of("stfm_jax.ops.c", tests, {"stfm_jax.ops.c": {"stfm_jax.ops.a"}}) == [
-        near
-    ]
+    users = {"stfm_jax.ops.c": {"stfm_jax.ops.b"}, "stfm_jax.ops.b": {"stfm_jax.ops.a"}}
+    assert mutants.tests_of("stfm_jax.ops.c", tests, users) == [near]
     assert mutants.tests_of("stfm_jax.ops.d", tests, {}) == []
+
+
+def test_what_helpers_of_tests_import_is_tested_by_them(mutants, tmp_path):
+    (tmp_path / "helper.py").write_text("import other\nfrom stfm_jax.ops import a\n")
+    (tmp_path / "other.py").write_text("import helper\nimport stfm_jax.data.b\n")
+    (tmp_path / "test_it.py").write_text("from helper import of\nfrom stfm_jax import c\n")
+    (found,) = mutants.test_imports(tmp_path).values()
+    assert {"stfm_jax.ops.a", "stfm_jax.data.b", "stfm_jax.c"} <= found
+
+
+def test_what_was_found_holds_as_long_as_it_does(mutants, tmp_path, monkeypatch):
+    """Of the same module: all while the tests are, the killed while their killer is there."""
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    module, test = tmp_path / "stfm_jax/ops/a.py", tmp_path / "tests/ops/test_a.py"
+    for file, text in ((module, "A = 1 + 2\n"), (test, "def test_it():\n    pass\n")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+
+    def now(rows=()):
+        return mutants.Module("stfm_jax.ops.a", mutants.mutants(module.read_bytes()), [test], rows)
+
+    first = now()
+    assert len(first.left) == 3
+    rows = [
+        first.ended(text, killed, 1.0, "tests/ops/test_a.py::test_it[1]" if killed else "")
+        for text, killed in zip(first.left, (True, False, True), strict=True)
+    ]
+    assert now(rows).left == []
+    test.write_text("def test_it():\n    pass\n\n\ndef test_more():\n    pass\n")
+    assert now(rows).left == [rows[1]["mutant"]]
+    test.write_text("def test_more():\n    pass\n")
+    assert len(now(rows).left) == 3
+    module.write_text("A = 1 + 2  # now\n")
+    test.write_text("def test_it():\n    pass\n")
+    assert len(now(rows).left) == 3
 
 
 @pytest.mark.slow
@@ -66,4 +114,14 @@ def test_a_mutant_is_killed_by_the_modules_tests(tmp_path):
     ).stdout
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 2 and {row["module"] for row in rows} == {"flow.path"}
-    assert f"{sum(row['killed'] for row in rows)} of 2 killed" in said.splitlines()[-1]
+    killed = f"{sum(row['killed'] for row in rows)} of 2 killed"
+    assert killed in said.splitlines()[-1] and f"flow: {killed}" in said.splitlines()[-2]
+    assert all(bool(row["by"]) == row["killed"] for row in rows)
+    again = subprocess.run(
+        [*command, f"--json={out}", "--summary"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert again == said

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from real_tissue import her2st_root
 
+from stfm_jax.data import registration_fields as fields
 from stfm_jax.data.readers import her2st
 from stfm_jax.data.registration import Section, align_pair, align_stack
 from stfm_jax.data.registration_fields import IDENTITY, Affine, rotation
@@ -146,6 +147,31 @@ def test_a_scrap_of_a_section_does_not_part_the_stack(still):
     sections = [still[0], part(still[1], order[: len(order) // 8]), moved(still[2], turn)]
     stack = align_stack(sections, reference=0)
     assert rms(stack.alignments[2].coords_um, still[2].coords_um) < 0.5 * PITCH
+
+
+def test_a_section_is_refined_against_both_of_those_before_it():
+    """Patterns that drift under one outline: no two pairs agree on a motion, their mean decides."""
+    ticks = PITCH * np.arange(-10, 11)
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    grid = grid[(grid**2).sum(axis=1) < 1800.0**2]
+    patterns = [np.sin((grid - [d, 0.0]) / 700.0 + np.array([0.3, 0.8])) for d in (0, 700, 1400)]
+    patterns = [(values - values.mean(axis=0)) / values.std(axis=0) for values in patterns]
+    sections = [Section(f"{k}", grid, values) for k, values in enumerate(patterns)]
+    stack = align_stack(sections, reference=0, flips=False)
+    blur = fields.stack_blur_um([grid])
+    shapes = [fields.Shape(s.coords_um, s.descriptors, blur) for s in sections]
+    first, second, last = (a.motion for a in stack.alignments)
+
+    def agreement(x: float) -> float:
+        shifted = Affine(last.matrix, np.array([x, last.shift_um[1]]))
+        before = zip(shapes[:2], (first, second), strict=True)
+        pairs = [((s.fine, shapes[2].fine), m.inverse().after(shifted)) for s, m in before]
+        return sum(fields.score(fine, motion) for fine, motion in pairs)
+
+    steps = np.arange(-80.0, 81.0, 5.0)
+    best = steps[np.argmax([agreement(last.shift_um[0] + step) for step in steps])]
+    assert abs(best) <= 0.05 * PITCH
+    assert abs(last.shift_um[0]) > 1.5 * abs(second.shift_um[0]) > PITCH
 
 
 def test_aligned_coordinates_are_taken_as_they_are(still):

@@ -181,5 +181,11 @@ def test_neighbor_mean_of_spots_without_neighbours_is_zero():
     np.testing.assert_array_equal(neighbor_mean(values, graph), [[0.0], [3.0], [0.0], [0.0]])
 
 
+def test_neighbor_mean_of_one_neighbour_is_that_neighbour():
+    graph = Graph(np.array([2, 0, 1], np.int32), np.array([0, 1, 2], np.int32))
+    values = np.array([[1.0], [9.0], [5.0]])
+    np.testing.assert_array_equal(neighbor_mean(values, graph), [[5.0], [1.0], [9.0]])
+
+
 def test_median_spacing():
     assert median_spacing(rotated(hexagonal_lattice(7, 100.0), 12.0)) == pytest.approx(100.0)

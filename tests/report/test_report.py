@@ -106,6 +106,15 @@ def test_the_least_error_is_marked(metric):
     assert marked == ["a"]
 
 
+@pytest.mark.parametrize(("nearest", "other"), [(0.75, 0.9), (0.9, 0.5), (0.8, 0.81)])
+def test_the_coverage_nearest_to_what_was_promised_is_marked(nearest, other):
+    """Above it and below it."""
+    table = report.text_table(
+        {"a": {"coverage80": entry(other)}, "b": {"coverage80": entry(nearest)}}
+    )
+    assert [line.split()[0] for line in table.splitlines() if "*" in line] == ["b"]
+
+
 def test_table_takes_all_metrics_and_null_from_json():
     table = report.text_table(json.loads(json.dumps({"a": {"crps": entry(None, None)}})))
     assert "crps" in table and "*" not in table
