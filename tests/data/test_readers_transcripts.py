@@ -117,6 +117,20 @@ def test_bins_that_tissue_encloses_are_spots_without_counts(tmp_path):
     assert sorted(slide.barcodes[empty]) == ["5x5", "5x6"]
 
 
+@pytest.mark.parametrize("bin_um", [0.5, 8.0])
+def test_spots_are_the_middles_of_their_bins(tmp_path, bin_um):
+    """Of bins that are counted from the origin of the coordinates, in micrometres."""
+    places = np.array([[0.0, 0.0], [0.9, 0.0], [0.0, -2.1]]) * bin_um
+    table = pd.DataFrame({"gene": ["A", "A", "B"], "x": places[:, 0], "y": places[:, 1]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    slide = transcripts.read(tmp_path / "a.csv", "a", bin_um)
+    at = dict(zip(map(tuple, slide.coords_um), slide.counts.toarray(), strict=True))
+    np.testing.assert_array_equal(at.pop((bin_um / 2, bin_um / 2)), [2, 0])
+    np.testing.assert_array_equal(at.pop((bin_um / 2, -2.5 * bin_um)), [0, 1])
+    assert not np.any(list(at.values()))
+    assert set(slide.barcodes) >= {"0x0", "0x-3"}
+
+
 def test_a_folder_is_a_data_set_that_can_be_coarsened(tmp_path):
     _xenium(_molecules(), tmp_path / "S1" / "transcripts.parquet")
     _molecules(seed=1).to_csv(tmp_path / "S2.csv", index=False)
