@@ -52,7 +52,7 @@ def gene_scatter(per_gene: Mapping[str, Mapping[str, float]], reference: str) ->
     """Each gene's Pearson by a method against that by the reference, a panel for each method."""
     names = [name for name in per_gene if name != reference]
     rows = -(-len(names) // _COLUMNS)
-    figure = Figure(figsize=(2.3 * _COLUMNS, 2.3 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.3 * _COLUMNS, 2.6 * rows + 0.3), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
     values = [v for genes in per_gene.values() for v in genes.values()]
     low, high = min([*values, 0.0]) - 0.03, max([*values, 0.1]) + 0.03

@@ -36,6 +36,7 @@ from stfm_jax.seeds import seeds_of
 COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran")  # of means
 DRAWN = ("pearson", "gene_structure", "moran", "crps", "coverage80", "width80")  # of draws
 DOWNSTREAM = ("residual", "ari", "svg", "programmes")  # where they were scored
+FLOOR = "mean"  # the row that sees nothing
 NEAR = 0.02  # [ours] of Pearson: as good as the best, for someone who waits
 _LOG = logging.getLogger("stfm_jax")
 
@@ -276,7 +277,7 @@ def _legend(part: Part) -> str:
 def _html(parts, against, ranks: Mapping[str, float], reference: str, maps: int) -> str:
     body = [page.heading("Which method for what")]
     for part in parts:
-        body += [page.paragraph(said) for said in _verdict(part, against[part.name])]
+        body += [page.paragraph(said) for said in _verdict(part)]
     body.append(page.paragraph(_scope(parts)))
     body += [
         page.heading("Rank"),
@@ -303,7 +304,7 @@ _NOTES = (
 )
 
 
-def _verdict(part: Part, against: Mapping[str, dict]) -> list[str]:
+def _verdict(part: Part) -> list[str]:
     """What a reader wants to know first."""
     if not part.means:
         return [f"{part.name}: nothing was scored."]
@@ -328,7 +329,7 @@ def _verdict(part: Part, against: Mapping[str, dict]) -> list[str]:
             f"For uncertainty, and for samples that look like tissue: {sharp}, the lowest CRPS "
             f"({part.value(sharp, 'crps'):.3f}); its 80 % intervals cover {covered:.0%}."
         )
-    below = [n for n in part.means if n != "mean" and part.value(n, "pearson") <= 0.02]
+    below = [n for n in part.means if n != FLOOR and part.value(n, "pearson") <= 0.02]
     if below:
         said.append(f"No better than the training mean here: {', '.join(below)}.")
     return said
@@ -340,17 +341,19 @@ def _scope(parts: Sequence[Part]) -> str:
 
 
 def _part_html(part: Part, against: Mapping[str, dict], reference: str, maps: int) -> list[str]:
-    body = [page.heading(part.name), page.table(*_table(part, against, reference))]
-    columns, rows = _draws_table(part)
-    if rows:
-        body.append(page.table(columns, rows))
+    body = [page.heading(part.name)]
+    for columns, rows in (_table(part, against, reference), _draws_table(part)):
+        if rows:
+            body.append(page.table(columns, [[str(c).replace("+-", "±") for c in r] for r in rows]))
     body.append(page.paragraph(f"{_legend(part)}."))
-    cells = {name: part.rows[name]["pearson"] for name in part.means}
+    drawn = [name for name in part.means if name != FLOOR] or part.means  # it leaves no room
+    cells = {name: part.rows[name]["pearson"] for name in drawn}
     body.append(page.figure(plots.accuracy(cells), f"{part.name}: Pearson of each method"))
-    if against:
-        figure = plots.differences(against, reference)
+    set_against = {name: against[name] for name in drawn if name in against}
+    if set_against:
+        figure = plots.differences(set_against, reference)
         body.append(page.figure(figure, f"differences from {reference}"))
-    per_gene = _per_gene(part)
+    per_gene = {name: genes for name, genes in _per_gene(part).items() if name != FLOOR}
     if reference in per_gene and len(per_gene) > 1:
         figure = plots.gene_scatter(per_gene, reference)
         body += [
@@ -404,7 +407,7 @@ def _maps(part: Part, count: int) -> list[str]:
         return []
     f = part.folds[0]
     size, true = f.fold["spots"][0], f.truth["expr"]
-    named = {n: p["mean"] for n, p in f.first.predictions.items() if n != "mean"}
+    named = {n: p["mean"] for n, p in f.first.predictions.items() if n != FLOOR}
     scores = np.mean([metrics.pearson(p, true) for p in named.values()], axis=0)
     genes = np.argsort(-np.nan_to_num(scores))[:count]
     figure = plots.maps(
