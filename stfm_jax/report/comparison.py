@@ -345,7 +345,7 @@ def _part_html(part: Part, against: Mapping[str, dict], reference: str, maps: in
     for columns, rows in (_table(part, against, reference), _draws_table(part)):
         if rows:
             body.append(page.table(columns, [[str(c).replace("+-", "±") for c in r] for r in rows]))
-    body.append(page.paragraph(f"{_legend(part)}."))
+    body.append(page.paragraph(f"{_legend(part)}.".replace("+-", "±")))
     drawn = [name for name in part.means if name != FLOOR] or part.means  # it leaves no room
     cells = {name: part.rows[name]["pearson"] for name in drawn}
     body.append(page.figure(plots.accuracy(cells), f"{part.name}: Pearson of each method"))
