@@ -129,6 +129,11 @@ def get_config() -> ConfigDict:
     networks.batch = 64  # spots of a step
     networks.passes = 2  # of every slide in an epoch, where a step is a slide
 
+    stnet = config.stnet = ConfigDict()
+    stnet.encoder = ""  # trained from patches, as efficientnet_lite0; none: a head on embeddings
+    stnet.weights = ""  # its file or folder, where it is not built in
+    stnet.rate = 0.02  # its share of the learning rate
+
     bleep = config.bleep = ConfigDict()
     bleep.batch = 256
     bleep.width = 256

@@ -41,7 +41,8 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     for section in (config.data, config.encoder):
         if section.dir:
             section.dir = os.path.abspath(os.path.expanduser(section.dir))
-    config.encoder.weights = _absolute(config.encoder.weights)
+    for section in (config.encoder, config.stnet):
+        section.weights = _absolute(section.weights)
     for name in (*outputs.INPUTS, "output"):
         config.predict[name] = expanded(config.predict[name])
     workdir = Path(os.path.expanduser(workdir))

@@ -83,6 +83,10 @@ class Network(Encoder):
     def apply(self, params: Any, images: jax.Array) -> jax.Array:
         """Features [b, view_width] of normalised images [b, h, w, 3]; jitted."""
 
+    def one_way(self, params: Any, images: jax.Array) -> jax.Array:
+        """The same without what `apply` averages over turns of the images."""
+        return self.apply(params, images)
+
     def embed(self, images: np.ndarray) -> np.ndarray:
         images = checked(images)
         least = min(images.shape[1:3])
@@ -195,6 +199,9 @@ class EfficientNet(Network):
 
     def apply(self, params: Any, images: jax.Array) -> jax.Array:
         return efficientnet.apply(params, images)
+
+    def one_way(self, params: Any, images: jax.Array) -> jax.Array:
+        return efficientnet.pooled(efficientnet.features(params, images))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,6 +97,32 @@ class Network(Method):
         """Expression [n, g] less the mean."""
         return np.asarray(_read(self, params, rows))
 
+    def seen(self, slides: Sequence[Slide], seen: Seen, run: Run) -> list[np.ndarray]:
+        """What the network sees of training slides, per slide [n_i, ...]."""
+        return seen.x
+
+    def blocks(
+        self, transform: FeatureTransform, slide: Slide
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Spots and what the network sees of them, some at a time; all of a slide, if slidewise."""
+        if self.slidewise:
+            x = regression.features_of(self.settings, transform, slide, False)
+            return iter([(np.arange(slide.num_spots), x)])
+        return regression.feature_blocks(self.settings, transform, slide, False)
+
+    def given(self) -> PyTree:
+        """Arrays that training starts from, beside its own parameters."""
+        return ()
+
+    def finished(self, params: PyTree, given: PyTree) -> PyTree:
+        """Parameters as prediction takes them, of those that were trained."""
+        return params
+
+    def outputs(self, params: PyTree, given: PyTree, rows: Rows, key: jax.Array) -> PyTree:
+        """The network's outputs in training."""
+        module = self.module(rows.y.shape[-1])
+        return module.apply(params, rows, True, rngs={"dropout": key})
+
     # What the training loop asks for.
 
     def init(self, key: jax.Array, arrays: PyTree, width: Rows) -> PyTree:
@@ -109,8 +135,7 @@ class Network(Method):
         keys = jax.random.split(key, len(batch.there))
 
         def of_set(rows: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            module = self.module(rows.y.shape[-1])
-            return self.sums(module.apply(params, rows, True, rngs={"dropout": key}), rows)
+            return self.sums(self.outputs(params, arrays, rows, key), rows)
 
         return jax.tree.map(jnp.sum, jax.vmap(of_set)(batch, keys))
 
@@ -126,7 +151,7 @@ class Network(Method):
         )
         *_, last = outcomes.values()
         seen, mean = last.fitted
-        params = fetch(last.trained.params)
+        params = self.finished(fetch(last.trained.params), self.given())
         x, y = seen.pooled
         return State(
             seen.transform, mean, params, last.epochs, self.remembered(params, x, y - mean)
@@ -137,7 +162,7 @@ class Network(Method):
     ) -> tuple[tuple[Seen, np.ndarray], Stage]:
         seen = regression.seen_of(self.settings, slides, genes.scored, False, run.seed, run.once)
         mean = np.concatenate(seen.y).mean(axis=0)
-        each = zip(slides, seen.x, seen.y, strict=True)
+        each = zip(slides, self.seen(slides, seen, run), seen.y, strict=True)
         sets = [
             Rows(x, y - mean, self.placed(s.coords_um), np.ones(len(x), bool)) for s, x, y in each
         ]
@@ -149,7 +174,7 @@ class Network(Method):
             else SpotSteps(sets, names, settings.batch)
         )
         score = None if held is None else self._score(seen, mean, held, genes)
-        return (seen, mean), Stage(self, data, (), score)
+        return (seen, mean), Stage(self, data, self.given(), score)
 
     def _score(
         self, seen: Seen, mean: np.ndarray, held: Slide, genes: Genes
@@ -160,7 +185,7 @@ class Network(Method):
         rows = self._rows_of(seen.transform, held, len(mean))
 
         def score(params: PyTree) -> float:
-            params = fetch(params)
+            params = self.finished(fetch(params), self.given())
             memory = self.remembered(params, x, y - mean)
             found = [self.predicted(params, memory, part)[: len(at)] for at, part in rows()]
             return metrics.mean_over_genes(metrics.pearson(np.concatenate(found), true))[0]
@@ -180,20 +205,11 @@ class Network(Method):
     def _rows_of(
         self, transform: FeatureTransform, slide: Slide, num_genes: int
     ) -> Callable[[], Iterator[tuple[np.ndarray, Rows]]]:
-        """() -> spots and their padded rows: all of a slide, or some at a time."""
+        """() -> spots and their padded rows, as `blocks`."""
         place = self.placed(slide.coords_um)
 
-        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            if not self.slidewise:
-                yield from regression.feature_blocks(self.settings, transform, slide, False)
-                return
-            yield (
-                np.arange(slide.num_spots),
-                regression.features_of(self.settings, transform, slide, False),
-            )
-
         def rows() -> Iterator[tuple[np.ndarray, Rows]]:
-            for at, x in parts():
+            for at, x in self.blocks(transform, slide):
                 y = np.zeros((len(at), num_genes), np.float32)
                 some = Rows(x, y, tuple(a[at] for a in place), np.ones(len(at), bool))
                 yield at, padded(some, bucket_size(len(at)))

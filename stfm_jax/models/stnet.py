@@ -1,12 +1,47 @@
-"""ST-Net's head on embeddings: one linear layer, trained (He et al. 2020)."""
+"""ST-Net (He et al. 2020): a linear head on embeddings, or a whole encoder trained from patches."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from stfm_jax.models.network import Network, Rows
+from stfm_jax.data.feature_store import spans
+from stfm_jax.data.patches import at_scale
+from stfm_jax.data.slide import Slide
+from stfm_jax.encoders import loading, preprocess
+from stfm_jax.encoders.networks import Network as Encoder
+from stfm_jax.errors import InputError
+from stfm_jax.models.method import Run
+from stfm_jax.models.network import Network, NetworkSettings, Rows
+from stfm_jax.models.regression import Seen
 from stfm_jax.nn.mlp import Dense
+from stfm_jax.regression.features import FeatureTransform
+from stfm_jax.runtime.memory import GIB, available_memory
+from stfm_jax.settings import setting
+
+BLOCK = 64  # images that are predicted together
+
+
+@dataclasses.dataclass(frozen=True)
+class STNetSettings(NetworkSettings):
+    """The section `stnet`."""
+
+    SECTION = "stnet"
+
+    encoder: str = setting("")  # network trained from patches; none: a head on the embeddings
+    weights: str = setting("")  # its file or folder, where it is none that is built in
+    rate: float = setting(0.02)  # its share of the learning rate
+    batch: int = setting(64, at="networks.batch", least=2)
+    passes: int = setting(2, at="networks.passes", least=1)
+    components: int = setting(256, at="model.components")
+    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
 
 
 class LinearHead(nn.Module):
@@ -19,11 +54,135 @@ class LinearHead(nn.Module):
         return Dense(self.num_genes, kernel_init=nn.initializers.zeros, name="head")(rows.x)
 
 
+@dataclasses.dataclass(frozen=True)
 class STNet(Network):
-    """A linear head, trained by gradients on the squared error of every spot."""
+    """A linear head, trained by gradients on the squared error of every spot.
+
+    With `stnet.encoder` the encoder is trained through as well, from patches in flips and quarter
+    turns; a prediction is the mean over all eight views [ST-Net]. Its published optimiser is SGD at
+    1e-6; here the encoder takes AdamW's steps at a share of the head's rate [ours].
+    """
+
+    settings: STNetSettings
 
     name = "stnet"
     papers = ("ST-Net, doi 10.1038/s41551-020-0578-x",)
+    Settings = STNetSettings
 
     def module(self, num_genes: int) -> nn.Module:
         return LinearHead(num_genes)
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What is trained from patches."""
+        return _encoder(self.settings.encoder, self.settings.weights)
+
+    def check(self, slides: Sequence[Slide], devices: int) -> None:
+        for slide in slides if self.encoder else ():
+            self.check_input(slide)
+
+    def check_input(self, slide: Slide) -> None:
+        if self.encoder and slide.patches is None:
+            raise InputError(
+                f"{slide.where}: has no image, and config.stnet.encoder={self.settings.encoder} "
+                "is trained from patches; give the slide its image, or set --config.stnet.encoder= "
+                "for a head on the embeddings."
+            )
+
+    def seen(self, slides: Sequence[Slide], seen: Seen, run: Run) -> list[np.ndarray]:
+        if self.encoder is None:
+            return super().seen(slides, seen, run)
+        side = self.encoder.images.crop
+        needed = 12 * side * side * sum(slide.num_spots for slide in slides)
+        if needed > available_memory():
+            raise InputError(
+                f"config.stnet.encoder={self.settings.encoder}: the patches of {len(slides)} "
+                f"slides take {needed / GIB:,.1f} GiB, {available_memory() / GIB:,.1f} are free; "
+                "train on fewer slides, or set --config.stnet.encoder= for a head on embeddings."
+            )
+        return [
+            run.once(lambda s=s: _images(self.encoder, s, np.arange(s.num_spots)), [s], "images")
+            for s in slides
+        ]
+
+    def blocks(
+        self, transform: FeatureTransform, slide: Slide
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if self.encoder is None:
+            yield from super().blocks(transform, slide)
+            return
+        for spots in spans(slide.num_spots, BLOCK):
+            yield spots, _images(self.encoder, slide, spots)
+
+    def given(self) -> Any:
+        return () if self.encoder is None else self.encoder.params
+
+    def init(self, key: jax.Array, arrays: Any, width: Rows) -> Any:
+        if self.encoder is None:
+            return super().init(key, arrays, width)
+        shape = self.encoder.view_width, width.y.shape[-1]
+        head = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
+        return {"encoder": jax.tree.map(jnp.zeros_like, arrays), "head": head}
+
+    def finished(self, params: Any, given: Any) -> Any:
+        """The encoder's own parameters with what training added to them."""
+        if self.encoder is None:
+            return params
+        moved = jax.tree.map(lambda a, b: a + self.settings.rate * b, given, params["encoder"])
+        return {**params, "encoder": moved}
+
+    def outputs(self, params: Any, given: Any, rows: Rows, key: jax.Array) -> jax.Array:
+        if self.encoder is None:
+            return super().outputs(params, given, rows, key)
+        which = jax.random.randint(key, (len(rows.x),), 0, 8)
+        images = jax.vmap(lambda image, i: jax.lax.switch(i, _VIEWS, image))(rows.x, which)
+        return _headed(self.encoder, self.finished(params, given), images)
+
+    def predicted(self, params: Any, memory: dict, rows: Rows) -> np.ndarray:
+        if self.encoder is None:
+            return super().predicted(params, memory, rows)
+        return np.asarray(_mean_of_views(self.encoder, params, rows.x))
+
+
+def _turned(k: int, flipped: bool):
+    def view(image: jax.Array) -> jax.Array:
+        turned = jnp.rot90(image, k, axes=(-3, -2))
+        return jnp.flip(turned, axis=-2) if flipped else turned
+
+    return view
+
+
+_VIEWS = [_turned(k, flipped) for k in range(4) for flipped in (False, True)]
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(name: str, weights: str) -> Encoder | None:
+    if not name:
+        return None
+    found = loading.load(name, weights)
+    if not isinstance(found, Encoder):
+        raise InputError(
+            f"config.stnet.encoder must be a network, found {name!r}, which nothing is trained of; "
+            "as in --config.stnet.encoder=efficientnet_lite0."
+        )
+    return found
+
+
+def _images(encoder: Encoder, slide: Slide, spots: np.ndarray) -> np.ndarray:
+    """What the encoder sees of some spots, [m, side, side, 3] float32, normalised."""
+    source = at_scale(slide.patches, encoder.um_per_px[0])
+    parts = [
+        np.asarray(preprocess.apply(encoder.images, source.read(spots[some], encoder.fields_um[0])))
+        for some in spans(len(spots), BLOCK)
+    ]
+    return np.concatenate(parts)
+
+
+def _headed(encoder: Encoder, params: Any, images: jax.Array) -> jax.Array:
+    features = encoder.one_way(params["encoder"], images)
+    return features @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mean_of_views(encoder: Encoder, params: Any, images: jax.Array) -> jax.Array:
+    return sum(_headed(encoder, params, view(images)) for view in _VIEWS) / len(_VIEWS)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import encoder_folders
+import jax
 import numpy as np
 import pytest
 import tiny
 import tiny_stack
 
 from stfm_jax.data.expression import expression
+from stfm_jax.data.simulate import TissueParams, volume
+from stfm_jax.errors import InputError
 from stfm_jax.models import bleep, regression, table
 from stfm_jax.models.method import Genes, Request, Section, gathered
 from stfm_jax.models.network import Rows, SlideSteps, SpotSteps
@@ -100,3 +106,57 @@ def test_steps_of_slides_are_padded_and_other_devices_idle():
     assert all(batch.there.shape[0] == 2 and not batch.there[1].any() for batch in found)
     assert sorted({batch.there.shape[1] for batch in found}) == [32, 64]
     assert steps.where(0, 0, 0) in ("slide a", "slide b")
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    """A tiny encoder, simulated sections with their images, and the config that trains it."""
+    folder = encoder_folders.timm_vit(tmp_path_factory.mktemp("vit") / "small")
+    tissue = volume(TissueParams(num_sections=2, spots=30, num_genes=30), seed=0)
+    slides = [
+        dataclasses.replace(s, features=np.eye(s.num_spots, 5, dtype=np.float32), encoder="toy")
+        for s in tissue.slides
+    ]
+    config = tiny_stack.config(
+        train__epochs=4, train__select=False, train__checkpoint_every=4, model__components=4,
+        train__learning_rate=1e-3, networks__batch=16, stnet__encoder=str(folder),
+        stnet__rate=0.1,
+    )  # fmt: skip
+    return config, slides
+
+
+def test_an_encoder_is_trained_from_patches(patches, tmp_path):
+    """All of it moves; what a slide's spots look like, not its embeddings, says what is predicted;
+    turned and flipped images are predicted alike."""
+    config, (slide, other) = patches
+    genes = Genes(*(tuple(tiny_stack.genes([slide, other])) for _ in range(2)))
+    method = table.build("stnet", config)
+    state = method.fit([Section(slide)], genes, run_of(tmp_path, config, "stnet"))
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), method.given(), state.params["encoder"]
+    )
+    assert np.mean([m > 0 for m in jax.tree.leaves(moved)]) > 0.9
+    first = predicted(method, state, other, genes)
+    assert first.std(axis=0).min() > 0
+    blank = dataclasses.replace(other, features=np.zeros_like(other.features))
+    np.testing.assert_array_equal(predicted(method, state, blank, genes), first)
+
+    class Turned:
+        um_per_px = other.patches.um_per_px
+
+        def read(self, indices, size_um):
+            return np.rot90(other.patches.read(indices, size_um), axes=(1, 2))[:, ::-1]
+
+    turned = dataclasses.replace(other, patches=Turned())
+    np.testing.assert_allclose(predicted(method, state, turned, genes), first, atol=1e-3)
+
+
+def test_patches_that_are_not_there_are_asked_for(patches):
+    config, slides = patches
+    method = table.build("stnet", config)
+    bare = dataclasses.replace(slides[0], patches=None)
+    with pytest.raises(InputError, match="trained from patches; give the slide its image"):
+        method.check([bare], 1)
+    with pytest.raises(InputError, match="must be a network"):
+        config = tiny_stack.config(stnet__encoder="stain_texture")
+        table.build("stnet", config).check(slides, 1)
