@@ -13,7 +13,7 @@ from stfm_jax.models.regression import RegressionSettings
 from stfm_jax.regression import targets
 from stfm_jax.regression import trees as tree_ops
 from stfm_jax.regression.features import FeatureTransform
-from stfm_jax.regression.trees import Trees
+from stfm_jax.regression.trees import Boosted, Trees
 
 EXTRA_TREES = 150
 LEAF = 3  # spots at least; smaller leaves cost memory [ours]
@@ -34,7 +34,7 @@ class Forest(Method):
     Settings = RegressionSettings
     State = State
 
-    def grown(self, seen: regression.Seen, seed: int) -> Trees:
+    def grown(self, seen: regression.Seen, seed: int) -> Trees | Boosted:
         """Trees that predict expression, fitted to what is seen of the training spots."""
         raise NotImplementedError
 
@@ -43,7 +43,7 @@ class Forest(Method):
         seen = regression.seen_of(
             self.settings, slides, genes.scored, self.around, run.seed, run.once
         )
-        return State(seen.transform, self.grown(seen, run.seed))
+        return self.State(seen.transform, self.grown(seen, run.seed))
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         blocks = regression.feature_blocks(self.settings, state.transform, case.slide, self.around)

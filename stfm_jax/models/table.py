@@ -16,6 +16,7 @@ from stfm_jax.models.method import Method
 METHODS = {
     # expression of a slide's spots
     "mean": "stfm_jax.models.mean:Mean",
+    "probe": "stfm_jax.models.probe:Probe",
     "ridge": "stfm_jax.models.ridge:Ridge",
     "ridge_smooth": "stfm_jax.models.ridge_smooth:RidgeSmooth",
     "ridge_context": "stfm_jax.models.ridge_context:RidgeContext",
@@ -23,6 +24,7 @@ METHODS = {
     "ridge_reduced": "stfm_jax.models.ridge_reduced:RidgeReduced",
     "random_forest": "stfm_jax.models.random_forest:RandomForest",
     "extra_trees": "stfm_jax.models.extra_trees:ExtraTrees",
+    "boosted_trees": "stfm_jax.models.boosted_trees:BoostedTrees",
     "stnet": "stfm_jax.models.stnet:STNet",
     "bleep": "stfm_jax.models.bleep:BLEEP",
     "gated": "stfm_jax.models.gated:Gated",

@@ -65,8 +65,8 @@ def fit_transform(
     )
     standardized = np.concatenate([standardized_features(transform, x) for x in features])
     if not len(widths):
-        return transform._replace(components=_axes(standardized, num_components, seed))
-    parts = [_axes(part, num_components, seed) for part in _split(standardized, widths)]
+        return transform._replace(components=principal_axes(standardized, num_components, seed))
+    parts = [principal_axes(x, num_components, seed) for x in _split(standardized, widths)]
     return transform._replace(
         components=block_diag(*parts),
         widths=np.array(widths, np.int32),
@@ -74,8 +74,8 @@ def fit_transform(
     )
 
 
-def _axes(standardized: np.ndarray, num_components: int, seed: int) -> np.ndarray:
-    """Principal axes [f, p] of standardised features [n, f]."""
+def principal_axes(standardized: np.ndarray, num_components: int, seed: int) -> np.ndarray:
+    """Principal axes [f, p] of standardised features [n, f]; see `fit_transform`."""
     n, f = standardized.shape
     p = min(num_components, f, n - 1)
     many = n > 10 * f  # spots: the eigenvectors of the covariance are cheaper

@@ -236,6 +236,14 @@ def leave_out_groups(
     return np.repeat(np.arange(len(sizes)) % max_groups, sizes)
 
 
+def ridge_without_intercept(x: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
+    """Weights [f, g] that minimise |x @ weights - y|^2 + alpha |weights|^2, nothing centred."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    products = x.T @ x
+    products[np.diag_indices_from(products)] += alpha
+    return scipy.linalg.solve(products, x.T @ y, assume_a="pos")
+
+
 def _ridge_path(x: np.ndarray, y: np.ndarray, alphas: Sequence[float]) -> Iterator[Linear]:
     """Ridge for every alpha from one eigendecomposition, on the smaller side of x."""
     x_mean, y_mean = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)

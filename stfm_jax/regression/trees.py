@@ -1,11 +1,16 @@
-"""Forests of regression trees, grown by scikit-learn and kept as arrays."""
+"""Forests and boosted regression trees, grown by scikit-learn and kept as arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.ensemble import (
+    ExtraTreesRegressor,
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+)
 
 
 class Trees(NamedTuple):
@@ -17,6 +22,13 @@ class Trees(NamedTuple):
     threshold: np.ndarray  # [m]
     value: np.ndarray  # [m, g] float32
     depth: int  # of the deepest tree
+
+
+class Boosted(NamedTuple):
+    """Trees of a gene that are added up, those of one gene after those of another, as many each."""
+
+    trees: Trees  # with values [m, 1]
+    start: np.ndarray  # [g] what each gene's trees are added to
 
 
 def of_forest(forest: RandomForestRegressor | ExtraTreesRegressor) -> Trees:
@@ -38,17 +50,54 @@ def of_forest(forest: RandomForestRegressor | ExtraTreesRegressor) -> Trees:
     )
 
 
-def predict(trees: Trees, x: np.ndarray) -> np.ndarray:
-    """Mean over the trees [n, g] for features [n, f]: all spots go down one tree together."""
-    out = np.zeros((len(x), trees.value.shape[1]), np.float32)
-    x, spots = x.astype(np.float32), np.arange(len(x))
-    for root in trees.roots:
-        node = np.full(len(x), root)
-        for _ in range(trees.depth):
-            right = x[spots, trees.feature[node]] > trees.threshold[node]
-            node = trees.children[node, right.astype(np.int8)]
-        out += trees.value[node]
-    return out / len(trees.roots)
+def of_boosted(boosted: Sequence[HistGradientBoostingRegressor]) -> Boosted:
+    """The arrays of fitted regressors, one for each gene, of as many trees each.
+
+    Of features without gaps and without categories; scikit-learn has no public name for the trees.
+    """
+    nodes = [tree.nodes for each in boosted for (tree,) in each._predictors]
+    roots = np.cumsum([0, *map(len, nodes[:-1])])
+    children = []
+    for tree, root in zip(nodes, roots, strict=True):
+        both = np.stack([tree["left"], tree["right"]], axis=1).astype(np.int64)
+        own = np.arange(len(tree))[:, None]
+        children.append(root + np.where(tree["is_leaf"][:, None] > 0, own, both))
+    every = np.concatenate(nodes)
+    trees = Trees(
+        roots.astype(np.int32),
+        np.concatenate(children).astype(np.int32),
+        every["feature_idx"].astype(np.int32),
+        every["num_threshold"].astype(np.float64),
+        every["value"][:, None].astype(np.float32),
+        int(every["depth"].max()),
+    )
+    start = np.array([each._baseline_prediction.item() for each in boosted], np.float32)
+    return Boosted(trees, start)
+
+
+def predict(fitted: Trees | Boosted, x: np.ndarray) -> np.ndarray:
+    """Expression [n, g] for features [n, f]: the mean over a forest's trees, or boosted ones' sum.
+
+    All spots go down one tree together.
+    """
+    boosted = isinstance(fitted, Boosted)
+    trees = fitted.trees if boosted else fitted
+    out = np.zeros((len(x), len(fitted.start) if boosted else trees.value.shape[1]), np.float32)
+    x = x.astype(np.float32)
+    per_gene = len(trees.roots) // out.shape[1]
+    for number, root in enumerate(trees.roots):
+        columns = slice(number // per_gene, number // per_gene + 1) if boosted else slice(None)
+        out[:, columns] += trees.value[_leaves(trees, x, root)]
+    return out + fitted.start if boosted else out / len(trees.roots)
+
+
+def _leaves(trees: Trees, x: np.ndarray, root: int) -> np.ndarray:
+    """The leaf of one tree [n] that each spot comes to."""
+    node, spots = np.full(len(x), root), np.arange(len(x))
+    for _ in range(trees.depth):
+        right = x[spots, trees.feature[node]] > trees.threshold[node]
+        node = trees.children[node, right.astype(np.int8)]
+    return node
 
 
 def individual_data(trees: Trees, leaf: int) -> dict[str, str]:

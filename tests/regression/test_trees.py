@@ -1,9 +1,9 @@
-"""The forest kept as arrays predicts as scikit-learn's own."""
+"""Forests and boosted trees kept as arrays predict as scikit-learn's own."""
 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
 from stfm_jax.regression import trees as tree_ops
 
@@ -16,3 +16,19 @@ def test_arrays_predict_as_the_forest():
     trees = tree_ops.of_forest(forest)
     np.testing.assert_allclose(tree_ops.predict(trees, x), forest.predict(x), atol=1e-5)
     assert len(trees.roots) == 7 and trees.depth == max(t.tree_.max_depth for t in forest)
+
+
+def test_arrays_predict_as_the_boosted_trees():
+    """Of three genes: one has structure, one is noise, one is constant and never split."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5)).astype(np.float32)
+    y = np.stack([x[:, 0] * x[:, 1], rng.normal(size=200), np.full(200, 2.0)], axis=1)
+    boosted = [
+        HistGradientBoostingRegressor(max_iter=9, max_depth=3).fit(x[:150], of_gene[:150])
+        for of_gene in y.T
+    ]
+    kept = tree_ops.of_boosted(boosted)
+    theirs = np.stack([each.predict(x) for each in boosted], axis=1)
+    np.testing.assert_allclose(tree_ops.predict(kept, x), theirs, atol=1e-5)
+    assert theirs[:, 0].std() > 0.1 and (theirs[:, 2] == 2.0).all()
+    assert len(kept.trees.roots) == 27 and kept.trees.depth == 3
