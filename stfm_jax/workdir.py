@@ -24,7 +24,7 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import read_json, write_json
 from stfm_jax.settings import paths
 
-FREE_FIELDS = ("methods", "seed", "seeds", "predict", "fold", "devices")
+FREE_FIELDS = ("methods", "seed", "seeds", "predict", "compare", "fold", "devices")
 LIMITS = ("data.max_image_gib", "data.strict")  # refuse or let pass, and change no result
 SHARED = ("data", "encoder")  # sections that all methods' results depend on
 WHERE_DATA_LIE = ("data.dir", "encoder.dir", "encoder.weights")
