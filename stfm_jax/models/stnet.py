@@ -26,7 +26,8 @@ from stfm_jax.regression.features import FeatureTransform
 from stfm_jax.runtime.memory import GIB, available_memory
 from stfm_jax.settings import setting
 
-BLOCK = 64  # images that are predicted together
+BLOCK = 64  # images that are read and predicted together
+FEW = 8  # that go through the encoder together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,13 @@ def _images(encoder: Encoder, slide: Slide, spots: np.ndarray) -> np.ndarray:
 
 
 def _headed(encoder: Encoder, params: Any, images: jax.Array) -> jax.Array:
-    features = encoder.one_way(params["encoder"], images)
+    """Expression [b, g]; few images' activations are held at a time, and computed again for
+    gradients."""
+    b = len(images)
+    size = FEW if b % FEW == 0 else b
+    one = jax.checkpoint(functools.partial(encoder.one_way, params["encoder"]))
+    features = jax.lax.map(one, images.reshape(b // size, size, *images.shape[1:]))
+    features = features.reshape(b, -1)
     return features @ params["head"]["kernel"] + params["head"]["bias"]
 
 
