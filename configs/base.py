@@ -140,6 +140,30 @@ def get_config() -> ConfigDict:
     bleep.dropout = 0.1
     bleep.temperature = 1.0
 
+    # Of the three that see whole slides; a quarter or less of the published sizes.
+    histogene = config.histogene = ConfigDict()
+    histogene.width = 256
+    histogene.depth = 4
+    histogene.heads = 4  # 64 wide each
+    histogene.dropout = 0.1
+    histogene.positions = 128  # in x, and in y; spots beyond share the last
+
+    triplex = config.triplex = ConfigDict()
+    triplex.width = 64
+    triplex.heads = 4
+    triplex.fusion_depth = 1
+    triplex.slide_depth = 3
+    triplex.neighbours_depth = 1
+    triplex.fusion_dropout = 0.2
+    triplex.slide_dropout = 0.1
+    triplex.neighbours_dropout = 0.3
+
+    longnet = config.longnet = ConfigDict()  # gigapath_slide
+    longnet.width = 256
+    longnet.depth = 4
+    longnet.heads = 8
+    longnet.dropout = 0.1
+
     stack = config.stack = ConfigDict()  # holotea: sections of one patient, in one frame
     stack.registration = "rigid"  # affine; none: coordinates are aligned already
     stack.flips = True  # whether sections may lie upside down

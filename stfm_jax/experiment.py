@@ -204,15 +204,14 @@ def _cases(opened: Experiment, index: int) -> Cases:
 
 
 def _run_fold(opened: Experiment, index: int) -> None:
-    left = [(of_seed, _not_scored(of_seed, index)) for of_seed in opened.of_seeds]
-    left = [(of_seed, methods) for of_seed, methods in left if methods]
+    left = [(o, methods) for o in opened.of_seeds if (methods := _not_scored(o, index))]
     if not left:
         _LOG.info("fold %d: done before", index)
         return
     cases = _cases(opened, index)
     for of_seed, methods in left:
         _fit(of_seed, index, cases, {})
-        _score_fold(of_seed, index, cases, methods)
+        _score_fold(of_seed, index, cases, [m for m in methods if _fitted(of_seed, index, m)])
 
 
 def _not_scored(opened: Experiment, index: int) -> list[Method]:
@@ -226,8 +225,12 @@ def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, i
     for method in opened.methods:
         run = runs[method.name] = _run_of(opened, fold, method, epochs, runs, shared)
         if method.state_of is None and not _fitted(opened, fold, method):
-            with measured() as cost:
-                state = method.fit(cases.train, cases.genes, run)
+            try:
+                with measured() as cost:
+                    state = method.fit(cases.train, cases.genes, run)
+            except NotApplicable as lack:
+                _LOG.warning("%s: no row, %s", run.name, lack)
+                continue
             store.save(run.directory / "model", _model(method, state, cases, opened))
             write_json(run.directory / layout.FIT_COST, cost)
             distributed.barrier("model")
@@ -268,9 +271,8 @@ def _fit_final(opened: Experiment) -> None:
         if found and found[0] is not None:
             epochs[method.name] = int(np.median(found))
     _remove_outdated(opened, epochs)
-    if all(_fitted(opened, None, method) for method in opened.methods):
-        return
-    _fit(opened, None, opened.problem.every_case(opened.dataset), epochs)
+    if not all(_fitted(opened, None, method) for method in opened.methods):
+        _fit(opened, None, opened.problem.every_case(opened.dataset), epochs)
 
 
 def _remove_outdated(opened: Experiment, epochs: dict[str, int]) -> None:

@@ -183,6 +183,12 @@ def spot_spacing_um(coords_um: np.ndarray) -> float:
     return float(distance[min(2, n - 1)] if is_lattice else distance[-1])
 
 
+def grid_cells(coords_um: np.ndarray) -> np.ndarray:
+    """Column and row [n, 2] int32 of spots [n, 2] on a grid of their spacing, from 0 on."""
+    away = coords_um - coords_um.min(axis=0)
+    return np.round(away / spot_spacing_um(coords_um)).astype(np.int32)
+
+
 def covering(size_um: tuple[float, float], spacing_um: float, kind: str) -> np.ndarray:
     """Places [n, 2] of a lattice over a slide, half a spacing inside its edges.
 

@@ -141,7 +141,11 @@ class Method:
         return ""
 
     def fit(self, cases: Sequence[Any], genes: Any, run: Run) -> Any:
-        """State fitted to training cases; the genes are as the problem gives them."""
+        """State fitted to training cases; the genes are as the problem gives them.
+
+        Raises:
+          NotApplicable: the cases are more than the machine can hold; the row is left out.
+        """
         raise NotImplementedError
 
     def predict(self, state: Any, case: Any, request: Request) -> Any:

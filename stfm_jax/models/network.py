@@ -23,11 +23,23 @@ from stfm_jax.data.batching import bucket_size
 from stfm_jax.data.expression import expression
 from stfm_jax.data.slide import Slide
 from stfm_jax.models import regression
-from stfm_jax.models.method import Blocks, Genes, Method, Prediction, Request, Run, Section, whole
+from stfm_jax.models.method import (
+    Blocks,
+    Genes,
+    Method,
+    NotApplicable,
+    Prediction,
+    Request,
+    Run,
+    Section,
+    whole,
+)
 from stfm_jax.models.regression import RegressionSettings, Seen
 from stfm_jax.ops import metrics
 from stfm_jax.regression.features import FeatureTransform
 from stfm_jax.runtime.devices import fetch
+from stfm_jax.runtime.distributed import anywhere
+from stfm_jax.runtime.memory import GIB, memory_of_computations
 from stfm_jax.settings import setting
 from stfm_jax.train.stages import Stage, select_and_refit
 
@@ -79,6 +91,10 @@ class Network(Method):
     def placed(self, coords_um: np.ndarray) -> tuple[np.ndarray, ...]:
         """What the network sees of the places [n, 2] of all spots of a slide, arrays [n, ...]."""
         return ()
+
+    def working_bytes(self, num_spots: int, training: bool) -> int:
+        """Memory of one pass over so many spots that are seen together, or of a step."""
+        return 0
 
     def sums(self, outputs: PyTree, rows: Rows) -> tuple[jax.Array, jax.Array]:
         """(sum of the loss, number of terms): the squared error, mean over the genes."""
@@ -143,6 +159,7 @@ class Network(Method):
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides = [case.slide for case in cases]
+        self._require_room(slides, len(run.mesh.local_devices))
         outcomes = select_and_refit(
             run,
             run.settings.epochs,
@@ -193,6 +210,7 @@ class Network(Method):
         return score
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
+        self._require_room([case.slide])
         rows = self._rows_of(state.transform, case.slide, len(state.mean))
 
         def blocks() -> Blocks:
@@ -218,7 +236,37 @@ class Network(Method):
 
     def bytes_needed(self, state: State, num_spots: int, request: Request) -> int:
         components, g = state.transform.components.shape[1], len(state.mean)
-        return (1 << 28) + 4 * num_spots * (components + 3 * g)
+        held = (1 << 28) + 4 * num_spots * (components + 3 * g)
+        return held + self.working_bytes(bucket_size(num_spots), False)
+
+    def _require_room(self, slides: Sequence[Slide], training_on: int = 0) -> None:
+        """Raises NotApplicable for a slide whose spots together need more memory than there is.
+
+        Args:
+          slides: to train on, or to predict.
+          training_on: devices of this process that train; 0: prediction.
+        """
+        largest = max(slides, key=lambda slide: slide.num_spots)
+        sets = training_on if jax.local_devices()[0].platform == "cpu" else 1  # in one memory
+        needed = self.working_bytes(bucket_size(largest.num_spots), training_on > 0) * max(sets, 1)
+        there = memory_of_computations()
+        if anywhere(needed > there):
+            raise NotApplicable(
+                f"{largest.where}: {self.name} sees its {largest.num_spots:,} spots together, "
+                f"which takes about {needed / GIB:,.1f} GiB of memory in "
+                f"{'training' if training_on else 'prediction'}; {there / GIB:,.1f} GiB are free. "
+                "Leave the method out, or use a machine with more memory"
+            )
+
+
+class OfSlide(nn.Module):
+    """A network of `stfm_jax.nn` that sees a slide, as `Network` calls it."""
+
+    network: nn.Module
+
+    def __call__(self, rows: Rows, train: bool) -> PyTree:
+        keys = jax.random.split(self.make_rng("dropout"), len(rows.there)) if train else None
+        return self.network(rows.x, *rows.place, rows.there, keys)
 
 
 @functools.partial(jax.jit, static_argnames="method")

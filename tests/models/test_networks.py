@@ -11,17 +11,21 @@ import pytest
 import tiny
 import tiny_stack
 
+from configs import base
 from stfm_jax.data.expression import expression
+from stfm_jax.data.lattice import spot_spacing_um
 from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.errors import InputError
-from stfm_jax.models import bleep, regression, table
-from stfm_jax.models.method import Genes, Request, Section, gathered
+from stfm_jax.models import bleep, network, regression, table
+from stfm_jax.models.method import Genes, NotApplicable, Request, Section, gathered
 from stfm_jax.models.network import Rows, SlideSteps, SpotSteps
 from stfm_jax.ops import metrics
 from stfm_jax.runtime.devices import make_mesh
+from stfm_jax.runtime.files import read_json
 from stfm_jax.train.stages import Run, TrainSettings
 
-NETWORKS = ("stnet", "bleep")
+NETWORKS = ("stnet", "bleep", "histogene", "triplex", "gigapath_slide")
+OF_SLIDES = NETWORKS[2:]
 
 
 def run_of(folder, config, name: str) -> Run:
@@ -71,6 +75,82 @@ def test_bleep_finds_its_own_spots(tmp_path):
     images, _ = bleep.projected(method, state.params, rows)
     nearest = np.argmax(images @ state.memory["keys"].T, axis=1)
     assert np.mean(nearest == np.arange(64)) > 0.95
+
+
+def step_of(method, num_spots: int, training: bool):
+    """What is computed of a square of spots, compiled; 20 features, 8 genes."""
+    index = np.arange(num_spots)
+    place = method.placed(100.0 * np.stack([index % 32, index // 32], axis=1))
+    x, y = np.zeros((num_spots, 20), np.float32), np.zeros((num_spots, 8), np.float32)
+    rows = Rows(x, y, place, np.ones(num_spots, bool))
+    params = jax.eval_shape(lambda: method.init(jax.random.key(0), (), rows))
+    if not training:
+        apply = jax.jit(lambda params, rows: method.module(8).apply(params, rows, False))
+        return apply.lower(params, rows).compile()
+    batch, key = jax.tree.map(lambda a: a[None], rows), jax.random.key(0)
+    gradient = jax.jit(jax.value_and_grad(lambda p, b, k: method.loss(p, (), b, k), has_aux=True))
+    return gradient.lower(params, batch, key).compile()
+
+
+@pytest.mark.parametrize("name", OF_SLIDES)
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_is_what_it_says(name, training):
+    """By what XLA will take, of sizes that matter: at most a fifth more, and not thrice as much."""
+    method = table.build(name, base.get_config())
+    taken = step_of(method, 2048, training).memory_analysis().temp_size_in_bytes
+    assert taken < 1.2 * method.working_bytes(2048, training) < 3 * taken
+
+
+@pytest.mark.parametrize("name", OF_SLIDES)
+def test_a_slide_too_large_is_left_out_with_the_memory_it_needs(name, tmp_path, monkeypatch):
+    """Before anything is computed, in training and in prediction."""
+    config = tiny_stack.config()
+    slides = tiny.slides()
+    genes = Genes(*(tuple(tiny_stack.genes(slides)) for _ in range(2)))
+    method = table.build(name, config)
+    monkeypatch.setattr(network, "memory_of_computations", lambda: 1 << 10)
+    needs = rf"{name} sees its \d+ spots together, .* GiB of memory in {{}}; 0\.0 GiB are free"
+    with pytest.raises(NotApplicable, match=needs.format("training")):
+        method.fit([Section(s) for s in slides[1:]], genes, run_of(tmp_path, config, name))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(NotApplicable, match=needs.format("prediction")):
+        predicted(method, None, slides[0], genes)
+
+
+def test_a_row_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
+    """And is tried again by the same command, on another machine say."""
+    tiny.write(tmp_path, tiny.slides())
+    workdir = tmp_path / "work"
+    made = tiny.config(data__dir=str(tmp_path), methods=("mean", "histogene"), train__epochs=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "memory_of_computations", lambda: 1 << 10)
+        assert tiny.run(made, workdir) == 0
+    assert read_json(workdir / "metrics.json")["methods"].keys() == {"mean"}
+    assert tiny.run(made, workdir) == 0
+    assert read_json(workdir / "metrics.json")["methods"].keys() == {"mean", "histogene"}
+
+
+def test_positions_beyond_the_last_are_said(caplog):
+    index = np.array([*np.ndindex(6, 6), (9, 2)])
+    method = table.build("histogene", tiny_stack.config(histogene__positions=8))
+    with caplog.at_level("WARNING", logger="stfm_jax"):
+        (place,) = method.placed(100.0 * index + [500.0, 20.0])
+    np.testing.assert_array_equal(place, np.minimum(index, 7))
+    assert "1 of 37 spots of a slide lie beyond 8 positions" in caplog.text
+    assert "config.histogene.positions=10 for places" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["square", "hex", "random"])
+def test_triplex_sees_neighbours_of_every_lattice(kind):
+    """Within two steps; where spots lie on none, of a grid of their spacing."""
+    tissue = volume(TissueParams(num_sections=1, spots=150, num_genes=8, lattice=kind), seed=0)
+    coords = tissue.slides[0].coords_um
+    around, there = table.build("triplex", base.get_config()).placed(coords)
+    spacing = spot_spacing_um(coords)
+    away = np.linalg.norm(coords[around] - coords[:, None], axis=2)[there] / spacing
+    assert away.max() < 4.1 and (around[:, 12] == np.arange(len(coords))).all()
+    inner = there[:, [6, 7, 8, 11, 13, 16, 17, 18]].mean()
+    assert inner > (0.3 if kind == "random" else 0.7)
 
 
 def sets_of(*sizes: int) -> list[Rows]:
