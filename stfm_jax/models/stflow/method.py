@@ -109,7 +109,7 @@ class STFlowMethod(Method):
                 lambda: self._refit(flow, slides, genes, run),
             )
 
-        return run.once(make, slides, "stflow", flow, genes.targets, run.seed)
+        return run.once(make, slides, self.name, flow, genes.targets, run.seed)
 
     def _selection(
         self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
