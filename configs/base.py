@@ -8,8 +8,9 @@ from ml_collections import ConfigDict, config_dict
 REGRESSIONS = ("mean", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
 EXPRESSION = (*REGRESSIONS, "anchor", "stflow")
 COMPARED = (  # on slides by themselves; the stack's are in configs/holotea_*
-    *("mean", "ridge", "ridge_smooth", "ridge_context", "ridge_reduced", "kernel_ridge"),
-    *("random_forest", "extra_trees", "stnet", "bleep", "gated", "anchor", "stflow"),
+    *("mean", "probe", "ridge", "ridge_smooth", "ridge_context", "ridge_reduced", "kernel_ridge"),
+    *("random_forest", "extra_trees", "boosted_trees", "stnet", "bleep", "histogene", "triplex"),
+    *("gigapath_slide", "stflow_published", "gated", "anchor", "stflow"),
 )
 STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "holotea_he", "holotea")
 SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")

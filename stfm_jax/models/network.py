@@ -37,9 +37,9 @@ from stfm_jax.models.method import (
 from stfm_jax.models.regression import RegressionSettings, Seen
 from stfm_jax.ops import metrics
 from stfm_jax.regression.features import FeatureTransform
-from stfm_jax.runtime.devices import fetch
+from stfm_jax.runtime.devices import fetch, memory_of_computations
 from stfm_jax.runtime.distributed import anywhere
-from stfm_jax.runtime.memory import GIB, memory_of_computations
+from stfm_jax.runtime.memory import GIB
 from stfm_jax.settings import setting
 from stfm_jax.train.stages import Stage, select_and_refit
 

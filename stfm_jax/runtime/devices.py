@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from stfm_jax.errors import InputError
 from stfm_jax.ops.tiles import AXIS
 from stfm_jax.runtime import distributed
+from stfm_jax.runtime.memory import available_memory
 
 PyTree = Any
 SHARDED, WHOLE = PartitionSpec(AXIS), PartitionSpec()  # by the leading axis; on every device
@@ -48,6 +49,14 @@ def make_mesh(count: int = 0) -> Mesh:
         )
     of_process = np.array(devices).reshape(processes, -1)
     return Mesh(of_process[:, : count // processes or None].ravel(), (AXIS,))
+
+
+def memory_of_computations() -> int:
+    """Bytes that arrays may still take where computations are done: an accelerator, or the host."""
+    found = jax.local_devices()[0].memory_stats() or {}  # of CPUs there are none
+    if "bytes_limit" not in found:
+        return available_memory()
+    return found["bytes_limit"] - found["bytes_in_use"]
 
 
 def shard(mesh: Mesh, tree: PyTree) -> PyTree:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
-
 from stfm_jax.errors import InputError
 
 GIB = 1 << 30
@@ -30,14 +28,6 @@ def too_large(path: str | os.PathLike, size: str, there: int) -> str:
         f"{path}: unpacks to {size}, but {there / GIB:,.1f} GiB of memory are free; it was made to "
         "be so, is damaged, or needs a machine with more memory or a smaller file."
     )
-
-
-def memory_of_computations() -> int:
-    """Bytes that arrays may still take where computations are done: an accelerator, or the host."""
-    found = jax.local_devices()[0].memory_stats() or {}  # of CPUs there are none
-    if "bytes_limit" not in found:
-        return available_memory()
-    return found["bytes_limit"] - found["bytes_in_use"]
 
 
 def available_memory() -> int:
