@@ -37,9 +37,12 @@ class Mutant(NamedTuple):
         return source[: self.start] + self.instead.encode() + source[self.end :]
 
     def told(self, source: bytes) -> str:
-        """Stays the same where lines are added before it."""
+        """Stays the same where lines are added before it; numbered where a line has it again."""
         line = source.decode().splitlines()[self.line - 1].strip()
-        return f"{source[self.start : self.end].decode()} -> {self.instead} in `{line}`"
+        text = source[self.start : self.end].decode()
+        before = source[source.rfind(b"\n", 0, self.start) + 1 : self.start].decode().count(text)
+        again = f" ({before + 1})" if text and before else ""
+        return f"{text} -> {self.instead}{again} in `{line}`"
 
 
 def mutants(source: bytes) -> list[Mutant]:

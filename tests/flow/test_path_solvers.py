@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stfm_jax.flow.path import angular_times, interpolate, uniform_times, velocity
-from stfm_jax.flow.solvers import euler
+from stfm_jax.flow.solvers import euler, host_scan
 
 
 def draws(seed=0):
@@ -103,3 +103,16 @@ def test_euler_converges_to_the_flow_at_first_order():
     errors = [error(n) for n in (10, 20, 40, 80)]
     ratios = np.array(errors[:-1]) / errors[1:]
     assert errors[0] < 0.3 and ((ratios > 1.7) & (ratios < 2.4)).all()
+
+
+def test_a_loop_on_the_host_takes_the_same_steps():
+    intervals = (jnp.array([0.0, 0.25]), jnp.array([0.25, 0.5]))
+
+    def steps(x, interval):
+        start, end = interval
+        return x * (1.0 + end - start) + start, None
+
+    found, _ = host_scan(steps, jnp.ones(2), intervals)
+    expected, _ = jax.lax.scan(steps, jnp.ones(2), intervals)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, (1.0 * 1.25) * 1.25 + 0.25, rtol=1e-6)

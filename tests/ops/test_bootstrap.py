@@ -84,7 +84,27 @@ def test_bootstrap_of_equal_methods_holds_zero_and_more_folds_narrow_it():
     assert four.low < 0 < four.high
     assert four.high - four.low < 0.75 * (one.high - one.low)
     same = bootstrap.paired_bootstrap([(a, a, true, blocks)], 50)
-    assert same.difference == same.low == same.high == 0.0
+    assert same.difference == same.low == same.high == same.share_positive == 0.0
+
+
+def test_a_single_gene_is_compared():
+    """Resamples by hand: those of two blocks that are drawn whole."""
+    a, true = fields(n=40)
+    b, blocks = fields(seed=1, n=40)[0], np.repeat([0, 1], 20)
+    parts = a[:, :1], b[:, :1], true[:, :1]
+    result = bootstrap.paired_bootstrap([(*parts, blocks)], 400)
+    rows = [blocks == 0, blocks == 1, blocks < 2]
+
+    def difference(rows):
+        one, other, of = (part[rows, 0] for part in parts)
+        return np.corrcoef(one, of)[0, 1] - np.corrcoef(other, of)[0, 1]
+
+    found = sorted(map(difference, rows))
+    chances = [0.25, 0.25, 0.5]
+    assert result.difference == pytest.approx(difference(rows[2]))
+    assert (result.low, result.high) == pytest.approx((found[0], found[-1]))
+    expected = sum(p for p, of in zip(chances, rows, strict=True) if difference(of) > 0)
+    assert result.share_positive == pytest.approx(expected, abs=0.1)
 
 
 def test_seeds_share_the_resampled_tissue():
