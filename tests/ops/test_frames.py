@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stfm_jax.ops.frames import BLEND_GAP, edge_geometry
-from stfm_jax.ops.neighbors import knn_graph
+from stfm_jax.ops.neighbors import Graph, knn_graph
 
 K = 8
 
@@ -135,3 +135,12 @@ def test_small_noise_on_a_lattice_moves_the_blended_geometry_little():
     np.testing.assert_allclose(other.blend, base.blend, atol=1e-4)
     np.testing.assert_allclose(other.edge[:, 0], base.edge[:, 0], atol=1e-4)
     np.testing.assert_allclose(np.abs(other.edge[:, 1]), np.abs(base.edge[:, 1]), atol=1e-4)
+
+
+def test_one_neighbour_is_its_own_centre_and_none_is_no_matter():
+    graph = Graph(np.array([1, 2], np.int32), np.array([0, 1], np.int32))
+    found = edge_geometry(np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]]), graph)
+    np.testing.assert_allclose(found.distance, [5.0, 1.0])
+    np.testing.assert_array_equal(found.pca, 0.0)
+    np.testing.assert_array_equal(found.edge, 0.0)
+    np.testing.assert_array_equal(found.blend, 0.0)

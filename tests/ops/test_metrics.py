@@ -55,9 +55,34 @@ def test_mean_over_no_genes_is_nan():
 
 
 def test_errors_per_gene():
-    pred, true = np.array([[1.0, 2.0], [3.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 3.0]])
-    np.testing.assert_allclose(metrics.mse(pred, true), [2.0, 2.5])
-    np.testing.assert_allclose(metrics.mae(pred, true), [1.0, 1.5])
+    pred = np.array([[1.0, 2.0], [3.0, 2.0], [0.0, 0.0]])
+    true = np.array([[1.0, 0.0], [1.0, 3.0], [0.0, 3.0]])
+    np.testing.assert_allclose(metrics.mse(pred, true), [4 / 3, 14 / 3])
+    np.testing.assert_allclose(metrics.mae(pred, true), [2 / 3, 2.0])
+
+
+def test_correlations_never_pass_one():
+    """By rounding alone they would."""
+    values = np.random.default_rng(0).normal(size=(30, 500))
+    assert metrics.pearson(values, values).max() == 1.0
+    assert metrics.pearson(-values, values).min() == -1.0
+
+
+def test_spots_of_a_gene_that_are_known_are_scored_alone():
+    """As by scipy on them; flat where the prediction varies by less than 1e-6 about its mean."""
+    pred, true = fields(n=60)
+    true[5:30, 0] = np.nan
+    pred[:, 1] = np.resize([5e-7, -5e-7], 60)
+    pred[:, 2] = np.resize([5e-6, -5e-6], 60)
+    true[metrics.LEAST_KNOWN :, 3] = np.nan
+    true[metrics.LEAST_KNOWN - 1 :, 4] = np.nan
+    found = metrics.pearson_known(pred, true)
+    known = ~np.isnan(true)
+    for gene in (0, 2, 3):
+        rows = known[:, gene]
+        expected = stats.pearsonr(pred[rows, gene], true[rows, gene])[0]
+        assert found[gene] == pytest.approx(expected, abs=1e-6)
+    assert found[1] == 0 and np.isnan(found[4])
 
 
 def test_pearson_is_exact_on_float32_with_a_large_mean():
