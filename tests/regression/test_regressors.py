@@ -206,3 +206,20 @@ def test_one_encoder_is_chosen_for_as_ever():
     assert regressors.choose_each("ridge", x, y, groups, []) == pytest.approx(
         regressors.choose("ridge", x, y, groups), nan_ok=True
     )
+
+
+@pytest.mark.parametrize("kind", ["ridge", "kernel"])
+def test_what_all_expression_has_more_a_prediction_has_more(kind):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    y = np.sin(x[:, :2])
+    choice = regressors.Choice(0.1, 0.3, np.nan)
+    low, high = (regressors.fit(kind, x, y + level, choice, 0) for level in (0.0, 10.0))
+    new = rng.normal(size=(20, 3)).astype(np.float32)
+    found = regressors.predict(high, new) - regressors.predict(low, new)
+    np.testing.assert_allclose(found, 10.0, atol=1e-3)
+    far = regressors.predict(high, new + 100.0)
+    if kind == "kernel":  # far from all it has seen: the mean
+        np.testing.assert_allclose(
+            far, np.broadcast_to(y.mean(axis=0) + 10.0, far.shape), atol=1e-3
+        )
