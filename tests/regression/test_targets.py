@@ -40,3 +40,15 @@ def test_a_reduced_regressor_predicts_the_projection():
     wanted = targets.back(regressors.predict(whole, x) @ axes @ axes.T, scale)
     np.testing.assert_allclose(regressors.predict(found, x), wanted, atol=1e-5)
     assert np.linalg.matrix_rank(found.weights, tol=1e-4) == 2
+
+
+def test_leading_axes_are_as_few_as_make_up_a_share_of_the_variance():
+    """Variances 6, 3 and 1 along axes that are turned."""
+    turn = np.linalg.qr(RNG.normal(size=(3, 3)))[0]
+    corners = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
+    fitted = (corners * np.sqrt([6.0, 3.0, 1.0])) @ turn.T
+    for share, number in ((0.5, 1), (0.59, 1), (0.61, 2), (0.89, 2), (0.91, 3)):
+        axes = targets.leading_axes(fitted, share)
+        assert axes.shape == (3, number)
+        np.testing.assert_allclose(np.abs(axes.T @ turn[:, :number]), np.eye(number), atol=1e-9)
+    assert targets.leading_axes(np.zeros((4, 3)), 0.5).shape == (3, 3)

@@ -32,3 +32,11 @@ def test_arrays_predict_as_the_boosted_trees():
     np.testing.assert_allclose(tree_ops.predict(kept, x), theirs, atol=1e-5)
     assert theirs[:, 0].std() > 0.1 and (theirs[:, 2] == 2.0).all()
     assert len(kept.trees.roots) == 27 and kept.trees.depth == 3
+
+
+def test_leaves_are_counted():
+    x = np.random.default_rng(1).normal(size=(50, 2))
+    forest = RandomForestRegressor(3, min_samples_leaf=5, random_state=0).fit(x, np.sin(x))
+    said = tree_ops.individual_data(tree_ops.of_forest(forest), 5)["trees"]
+    leaves = sum(tree.tree_.n_leaves for tree in forest)
+    assert said.startswith(f"{leaves} leaves of 3 trees, each with the mean of 5 or a few")
