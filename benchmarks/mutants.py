@@ -31,7 +31,6 @@ from watched import ROOT, Ended, Pool, Watch, prepare, trace
 
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("ops", "flow", "data", "regression", "report")
-OWN = {"data": {"data", "odd_files"}}  # folders of tests/, where not that of the package's name
 
 
 def imported(path: Path, helpers: Mapping[str, Path] = MappingProxyType({})) -> set[str]:
@@ -48,23 +47,30 @@ def imported(path: Path, helpers: Mapping[str, Path] = MappingProxyType({})) -> 
 
 
 def tests_of(module: str, tests: dict[Path, set[str]], users: dict[str, set[str]]) -> list[Path]:
-    """Test files of a module: those of its package that import it or, if none does, what uses it
-    (and so on), else others.
+    """Test files of a module: of those of its package that import it the ones of its name, else all
+    of them or, if none does, of what uses it (and so on); else others.
 
     Args:
       module: its name.
       tests: what each test file imports.
       users: which modules import each.
     """
-    package, names, asked, left = module.split(".")[1], {module}, set(), []
+    _, package, *_, name = module.split(".")
+    names, asked, left = {module}, set(), []
     while names:
         found = [path for path, uses in tests.items() if uses & names]
-        if near := [path for path in found if path.parent.name in OWN.get(package, {package})]:
-            return sorted(near)
+        near = [path for path in found if path.parent.name == package]
+        if near:
+            own = [path for path in near if f"{_of(path)}_".startswith(f"{name}_")]
+            return sorted(own or near)
         left = left or [path for path in found if path.parent.name != "tests"] or found
         asked |= names
         names = set().union(*(users.get(name, set()) for name in names)) - asked
     return sorted(left)
+
+
+def _of(test: Path) -> str:
+    return test.stem.removeprefix("test_").removeprefix("readers_")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

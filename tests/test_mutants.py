@@ -53,17 +53,19 @@ def test_where_a_mutant_is_passed_by(mutants):
 
 
 def test_which_tests_are_a_modules_own(mutants):
-    near, odd, run = (
-        ROOT / "tests" / f for f in ("ops/test_a.py", "odd_files/b.py", "test_run.py")
+    named, near, run = (
+        ROOT / "tests" / file
+        for file in ("data/test_readers_a_more.py", "data/test_b.py", "test_run.py")
     )
-    tests = {near: {"stfm_jax.ops.a"}, run: {"stfm_jax.ops.a", "stfm_jax.ops.b"}}
-    tests[odd] = {"stfm_jax.data.a", "stfm_jax.ops.a"}
-    assert mutants.tests_of("stfm_jax.ops.a", tests, {}) == [near]
-    assert mutants.tests_of("stfm_jax.data.a", tests, {}) == [odd]
-    assert mutants.tests_of("stfm_jax.ops.b", tests, {}) == [run]
-    users = {"stfm_jax.ops.c": {"stfm_jax.ops.b"}, "stfm_jax.ops.b": {"stfm_jax.ops.a"}}
-    assert mutants.tests_of("stfm_jax.ops.c", tests, users) == [near]
-    assert mutants.tests_of("stfm_jax.ops.d", tests, {}) == []
+    tests = {path: {"stfm_jax.data.readers.a"} for path in (named, near, run)}
+    tests[near] |= {"stfm_jax.data.c"}
+    tests[run] |= {"stfm_jax.data.c", "stfm_jax.data.d"}
+    assert mutants.tests_of("stfm_jax.data.readers.a", tests, {}) == [named]
+    assert mutants.tests_of("stfm_jax.data.c", tests, {}) == [near]
+    assert mutants.tests_of("stfm_jax.data.d", tests, {}) == [run]
+    users = {"stfm_jax.data.e": {"stfm_jax.data.d"}, "stfm_jax.data.d": {"stfm_jax.data.c"}}
+    assert mutants.tests_of("stfm_jax.data.e", tests, users) == [near]
+    assert mutants.tests_of("stfm_jax.data.f", tests, {}) == []
 
 
 def test_what_helpers_of_tests_import_is_tested_by_them(mutants, tmp_path):
