@@ -17,6 +17,7 @@ from stfm_jax.data.expression import NORMALIZATIONS
 from stfm_jax.errors import InputError
 from stfm_jax.models import table
 from stfm_jax.report import comparison as report
+from stfm_jax.report.compared import Part as Scored
 from stfm_jax.runtime import distributed
 from stfm_jax.settings import Settings, setting
 
@@ -111,10 +112,7 @@ def run(config: Any, workdir: Path, mode: str, one: Callable[[Any, Path, str], A
     if mode != "embed" and distributed.is_main():
         report.write(
             workdir,
-            [
-                report.Part(name, o.workdir, o.config, o.problem, o.dataset, o.asked)
-                for name, o in done
-            ],
+            [Scored(name, o.workdir, o.config, o.problem, o.dataset, o.asked) for name, o in done],
             settings.reference,
             settings.maps,
         )

@@ -1,0 +1,174 @@
+"""A part of a comparison, as its workdir holds it, and its tables of cells in plain text."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from stfm_jax import layout
+from stfm_jax.data.datasets import Dataset
+from stfm_jax.models.method import Method
+from stfm_jax.report import tables
+from stfm_jax.report.write import ScoredFold, scored_folds, scores_of
+from stfm_jax.runtime.files import load_arrays, read_csv, read_json
+from stfm_jax.seeds import seeds_of
+
+COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran")  # of means
+DRAWN = ("pearson", "gene_structure", "moran", "crps", "coverage80", "width80")  # of draws
+DOWNSTREAM = ("residual", "ari", "svg", "programmes")  # where they were scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One experiment, trained and scored."""
+
+    name: str
+    workdir: Path
+    config: Any
+    problem: Any
+    dataset: Dataset
+    methods: Sequence[Method]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return seeds_of(self.config)
+
+    @functools.cached_property
+    def folds(self) -> list[ScoredFold]:
+        return scored_folds(self.workdir, self.seeds, self.methods)
+
+    @functools.cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Cells of each row by metric, as in metrics.json."""
+        scores = [[scores_of(f, seed) for seed in self.seeds] for f in self.folds]
+        return tables.summarize(scores)["methods"]
+
+    @property
+    def means(self) -> list[str]:
+        """Rows of point predictions, the best first."""
+        drawn = self.drawn
+        names = [name for name in self.rows if name not in drawn and "pearson" in self.rows[name]]
+        return sorted(names, key=lambda name: -np.nan_to_num(self.value(name, "pearson")))
+
+    @property
+    def drawn(self) -> list[str]:
+        """Rows of draws."""
+        of_methods = {method.draws_as for method in self.methods}
+        return [name for name in self.rows if name in of_methods]
+
+    def value(self, row: str, metric: str) -> float:
+        """Mean over folds and seeds, NaN where it was not measured."""
+        found = self.rows.get(row, {}).get(metric, {}).get("mean")
+        return np.nan if found is None else float(found)
+
+    @functools.cached_property
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Seconds, memory and size by method: means over the folds, of the first seed."""
+        found = {}
+        for method in self.methods:
+            each = [_cost(self.workdir, f.fold["fold"], method, self.seeds[0]) for f in self.folds]
+            names = dict.fromkeys(name for one in each for name in one)
+            found[method.name] = {
+                name: float(np.mean([one[name] for one in each if name in one])) for name in names
+            }
+        return found
+
+    def ranks(self) -> dict[str, list[float]]:
+        """Of each row of a mean its rank in every fold, 1 the best; ties share theirs."""
+        found: dict[str, list[float]] = {name: [] for name in self.means}
+        for i in range(len(self.folds)):
+            values = [self.rows[name]["pearson"]["folds"][i] for name in found]
+            for name, rank in zip(found, rankdata(-np.nan_to_num(values, nan=-9.0)), strict=True):
+                found[name].append(float(rank))
+        return found
+
+
+def _cost(workdir: Path, fold: int, method: Method, seed: int) -> dict[str, float]:
+    place = layout.fold_folder(workdir, fold)
+    folder, found = layout.method_folder(place, method.owner, seed), {}
+    fitted, predicted = (
+        folder / layout.FIT_COST,
+        (layout.method_folder(place, method.name, seed) / layout.PREDICT_COST),
+    )
+    for what, path in (("fit", fitted), ("predict", predicted)):
+        if path.exists():
+            about = read_json(path)
+            found |= {f"{what}_{k}": v for k, v in about.items() if v is not None}
+    trained = [row for s in ("select", "refit") for row in read_csv(folder / s / "history.csv")]
+    if "fit_seconds" in found:  # what was done before a stop counts too
+        found["fit_seconds"] = max(
+            found["fit_seconds"], sum(float(row["seconds"]) for row in trained)
+        )
+    state = layout.model_folder(place, method.owner, seed) / "state.npz"
+    if state.exists():
+        found["numbers"] = _numbers(load_arrays(state))
+    return found
+
+
+def _numbers(tree: Any) -> int:
+    """How many numbers a state is."""
+    if isinstance(tree, Mapping):
+        return sum(map(_numbers, tree.values()))
+    return int(np.size(tree))
+
+
+def table_of(part: Part, against: Mapping[str, dict], reference: str) -> tuple[list, list[list]]:
+    """Columns and rows of point predictions, the best first."""
+    shown = [m for m in (*COLUMNS, *DOWNSTREAM) if any(m in part.rows[n] for n in part.means)]
+    if all(len(f.fold["test"]) == 1 for f in part.folds):
+        shown = [name for name in shown if name != "pearson_slide"]
+    columns = ["method", *shown, f"pearson less {reference}'s", "fit", "predict", "memory", "size"]
+    rows = []
+    for name in part.means:
+        cells = [tables.cell_text(part.rows[name].get(m, {}), 3) for m in shown]
+        rows.append([name, *cells, _difference(against.get(name)), *_cost_cells(part, name)])
+    return columns, rows
+
+
+def _difference(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def _cost_cells(part: Part, name: str) -> list[str]:
+    cost = part.costs.get(name, {})
+
+    def cell(key: str, form: str) -> str:
+        return form.format(cost[key]) if key in cost else ""
+
+    peak = max(cost.get("fit_peak_gib", 0.0), cost.get("predict_peak_gib", 0.0))
+    return [
+        cell("fit_seconds", "{:.1f} s"),
+        cell("predict_seconds", "{:.1f} s"),
+        f"{peak:.1f} GiB" if peak else "",
+        _short(cost["numbers"]) if "numbers" in cost else "",
+    ]
+
+
+def _short(number: float) -> str:
+    """As in 12, 3.4k, 1.2M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def draws_table(part: Part) -> tuple[list, list[list]]:
+    shown = [m for m in DRAWN if any(m in part.rows[n] for n in part.drawn)]
+    rows = [
+        [name, *(tables.cell_text(part.rows[name].get(m, {}), 3) for m in shown)]
+        for name in sorted(part.drawn, key=lambda name: part.value(name, "crps"))
+    ]
+    return ["draws of", *shown], rows
+
+
+def legend_of(part: Part) -> str:
+    said = tables.legend(len(part.folds), len(part.dataset.folds), len(part.seeds))
+    return f"{said}; {part.dataset.folds_from}"
