@@ -128,6 +128,7 @@ def get_config() -> ConfigDict:
 
     networks = config.networks = ConfigDict()  # the networks that ours are compared with
     networks.batch = 64  # spots of a step
+    networks.patience = 20  # epochs without a better one that end the selection; 0: none
     networks.passes = 2  # of every slide in an epoch, where a step is a slide
 
     stnet = config.stnet = ConfigDict()

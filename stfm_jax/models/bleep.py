@@ -29,8 +29,6 @@ class BLEEPSettings(NetworkSettings):
     width: int = setting(256, least=1)
     dropout: float = setting(0.1)
     temperature: float = setting(1.0)
-    components: int = setting(256, at="model.components")
-    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
 
 
 class _Module(nn.Module):

@@ -23,8 +23,6 @@ class LongNetSettings(NetworkSettings):
     depth: int = setting(4, least=1)
     heads: int = setting(8, least=1)
     dropout: float = setting(0.1)
-    components: int = setting(256, at="model.components")
-    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
 
     def __post_init__(self):
         super().__post_init__()

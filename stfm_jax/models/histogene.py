@@ -26,8 +26,6 @@ class HisToGeneSettings(NetworkSettings):
     heads: int = setting(4, least=1)
     dropout: float = setting(0.1)
     positions: int = setting(128, least=1)
-    components: int = setting(256, at="model.components")
-    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,8 @@ class RegressionSettings(Settings):
 
     SECTION: ClassVar[str] = "model"
 
-    components: int = setting(256)  # principal axes of the features
-    context: tuple[int, ...] = setting((9, 25, 60))  # neighbourhoods whose mean features are seen
+    components: int = setting(256, at="model.components")  # principal axes of the features
+    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")  # neighbourhoods
     standardize: str = setting("slide", at="data.standardize", one_of=feature_ops.STANDARDIZATIONS)
     normalization: str = setting("log1p", at="data.normalization", one_of=NORMALIZATIONS)
 

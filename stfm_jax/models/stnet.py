@@ -39,10 +39,6 @@ class STNetSettings(NetworkSettings):
     encoder: str = setting("")  # network trained from patches; none: a head on the embeddings
     weights: str = setting("")  # its file or folder, where it is none that is built in
     rate: float = setting(0.02)  # its share of the learning rate
-    batch: int = setting(64, at="networks.batch", least=2)
-    passes: int = setting(2, at="networks.passes", least=1)
-    components: int = setting(256, at="model.components")
-    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
 
 
 class LinearHead(nn.Module):

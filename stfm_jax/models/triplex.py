@@ -31,8 +31,6 @@ class TRIPLEXSettings(NetworkSettings):
     fusion_dropout: float = setting(0.2)
     slide_dropout: float = setting(0.1)
     neighbours_dropout: float = setting(0.3)
-    components: int = setting(256, at="model.components")
-    context: tuple[int, ...] = setting((9, 25, 60), at="model.context")
 
     def __post_init__(self):
         super().__post_init__()

@@ -35,6 +35,11 @@ class Schedule:
 
     epochs: int = 100
     checkpoint_every: int = 5  # epochs
+    patience: int = 0  # epochs without a better validation score that end it; 0: all are run
+
+    def ended(self, epoch: int, best: int) -> bool:
+        """Whether there is nothing to be trained after an epoch, the best being that."""
+        return epoch >= self.epochs or 0 < self.patience <= epoch - best
 
 
 class Batches(Protocol):
@@ -127,6 +132,8 @@ def train(
         progress.bar(stage, schedule.epochs, "epoch", initial=first_epoch) as bar,
     ):
         for epoch in range(first_epoch, schedule.epochs):
+            if score is not None and rows and schedule.ended(epoch, _best(rows)[0]):
+                break  # of a run that was stopped after its last epoch
             started = time.perf_counter()
             first = int(state.step) - epoch * steps_per_epoch
             for batches in data.batches(seed, epoch, first, mesh.size):
@@ -158,7 +165,8 @@ def train(
             )
             if score is not None and _best(rows)[0] == epoch + 1:
                 kept = jax.tree.map(np.asarray, state.ema_params)
-            due = epoch + 1 == schedule.epochs or (epoch + 1) % schedule.checkpoint_every == 0
+            last = schedule.ended(epoch + 1, epoch + 1 if score is None else _best(rows)[0])
+            due = last or (epoch + 1) % schedule.checkpoint_every == 0
             if due or stopping:
                 save()
                 kept = None

@@ -60,6 +60,7 @@ class Stage(NamedTuple):
     data: Batches
     arrays: PyTree  # fitted ones
     score: Callable[[PyTree], float] | None = None  # of parameters, on what is held out
+    patience: int = 0  # epochs without a better score that end it; 0: all are run
 
 
 class Outcome(NamedTuple):
@@ -102,7 +103,7 @@ class Run:
 
     def stage(self, kind: str, stage: Stage, epochs: int) -> Trained:
         """Trains, goes on training, or returns what was trained before: "select" or "refit"."""
-        schedule = Schedule(epochs, self.settings.checkpoint_every)
+        schedule = Schedule(epochs, self.settings.checkpoint_every, stage.patience)
         trained = train(
             self.directory / kind, f"{self.name} {kind}", stage.trainable, self.settings.optimizer,
             schedule, stage.data, stage.arrays, self.seed, stage.score, self.mesh,

@@ -214,3 +214,28 @@ def test_a_shorter_schedule_does_not_take_a_longer_ones_checkpoint(tmp_path):
     fit(tmp_path / "used", None)
     assert_same(fit(tmp_path / "used", None, short), expected)
     assert len(history(tmp_path / "used")) == 2
+
+
+def scores_of(values):
+    """A score that takes these values, epoch after epoch."""
+    left = iter(values)
+    return lambda params: next(left)
+
+
+PATIENT = Schedule(epochs=9, checkpoint_every=4, patience=3)
+
+
+def test_it_ends_where_nothing_was_better_for_long(tmp_path):
+    """The third epoch is the best; three more, and no further one is trained."""
+    found = fit(tmp_path, scores_of([0.1, 0.2, 0.5, 0.4, 0.5, 0.3]), PATIENT)
+    assert (found.best_epoch, found.best_score) == (3, 0.5)
+    assert [row["epoch"] for row in history(tmp_path)] == ["1", "2", "3", "4", "5", "6"]
+    again = fit(tmp_path, scores_of([]), PATIENT)
+    assert_same(again, found)
+    every = fit(tmp_path / "all", scores_of([0.1, 0.2, 0.5, 0.4, 0.5, 0.3, 0.2, 0.6, 0.1]),
+                Schedule(epochs=9, checkpoint_every=4))  # fmt: skip
+    assert every.best_epoch == 8
+
+
+def test_without_validation_patience_means_nothing(tmp_path):
+    assert fit(tmp_path, None, PATIENT).best_epoch == 9
