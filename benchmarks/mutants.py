@@ -10,8 +10,9 @@ results/mutants_equivalent.json argues, one by one. Each is a line of results/mu
 there is not run again while the module and its tests are the same; one that was killed, while the
 module is and the test that did it is there. `--summary` prints what is there and runs nothing.
 
-What passes by is found by running all of these tests once, traced, which takes minutes. Tests run
-in forks of one process; what they start as commands of their own sees the module as it is.
+What passes by is found by running all of these tests once, traced, which takes minutes and is not
+done for a few mutants. Tests run in forks of one process; what they start as commands of their own
+sees the module as it is.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mutations import Mutant, mutants
-from watched import ROOT, Ended, Pool, Watch, prepare, trace
+from watched import ROOT, Ended, Pool, Trace, Watch, as_it_is, prepare
 
 RESULTS = ROOT / "benchmarks" / "results"
+FEW = 30  # mutants whose tests take less time than to trace what passes by
 PACKAGES = ("ops", "flow", "data", "regression", "report")
 
 
@@ -47,30 +49,30 @@ def imported(path: Path, helpers: Mapping[str, Path] = MappingProxyType({})) -> 
 
 
 def tests_of(module: str, tests: dict[Path, set[str]], users: dict[str, set[str]]) -> list[Path]:
-    """Test files of a module: of those of its package that import it the ones of its name, else all
-    of them or, if none does, of what uses it (and so on); else others.
+    """Test files of a module: those of its package that import it or, if none does, what uses it
+    (and so on), else others.
 
     Args:
       module: its name.
       tests: what each test file imports.
       users: which modules import each.
     """
-    _, package, *_, name = module.split(".")
-    names, asked, left = {module}, set(), []
+    package, names, asked, left = module.split(".")[1], {module}, set(), []
     while names:
         found = [path for path, uses in tests.items() if uses & names]
-        near = [path for path in found if path.parent.name == package]
-        if near:
-            own = [path for path in near if f"{_of(path)}_".startswith(f"{name}_")]
-            return sorted(own or near)
+        if near := [path for path in found if path.parent.name == package]:
+            return sorted(near)
         left = left or [path for path in found if path.parent.name != "tests"] or found
         asked |= names
         names = set().union(*(users.get(name, set()) for name in names)) - asked
     return sorted(left)
 
 
-def _of(test: Path) -> str:
-    return test.stem.removeprefix("test_").removeprefix("readers_")
+def named(module: str, tests: Sequence[Path]) -> list[Path]:
+    """Those of the module's name: of `a.b` test_b.py, test_b_more.py, test_readers_b.py."""
+    name = module.rpartition(".")[2]
+    kinds = {path: path.stem.removeprefix("test_").removeprefix("readers_") for path in tests}
+    return [path for path, kind in kinds.items() if f"{kind}_".startswith(f"{name}_")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,13 +155,21 @@ class Module:
     def left(self) -> list[str]:
         return [text for text in self.mutants if text not in self.killed]
 
-    def passing(self, text: str, trace: dict) -> list[str]:
-        """Own tests that pass by a mutant's place, in turn."""
-        files = {f"{file.relative_to(ROOT)}" for file in self.tests}
-        lines = trace["lines"].get(f"{self.path.relative_to(ROOT)}", {})
-        by_line = (lines.get(str(line), ()) for line in self.mutants[text].around)
-        found = (test for test in set().union(*by_line) if _file(test) in files)
-        return _in_turn(sorted(found), trace["seconds"])
+    def passing(self, text: str, told: dict) -> list[str]:
+        """Own tests that pass by a mutant's place, in turn: those of the module's name, else all.
+
+        All of either where it was not looked at what they pass by.
+        """
+        for files in (named(self.name, self.tests), self.tests):
+            own = {f"{file.relative_to(ROOT)}" for file in files}
+            tests = [test for test in told["seconds"] if _file(test) in own]
+            if told["lines"] is not None:
+                lines = told["lines"].get(f"{self.path.relative_to(ROOT)}", {})
+                around = (lines.get(str(line), ()) for line in self.mutants[text].around)
+                tests = sorted(set(tests) & set().union(*around))
+            if tests:
+                return _in_turn(tests, told["seconds"])
+        return []
 
     def ended(self, text: str, killed: bool, seconds: float, by: str) -> dict:
         """Notes what became of a mutant; a row of the results."""
@@ -173,7 +183,9 @@ def _run(modules: Sequence[Module], pool: Pool, out: Path) -> None:
     if not modules:
         return
     prepare()
-    passed = trace(sorted({file for module in modules for file in module.tests}), pool)
+    traced = sum(len(module.left) for module in modules) >= FEW
+    files = sorted({file for module in modules for file in module.tests})
+    told = as_it_is(files, pool, Trace() if traced else Watch())
 
     def note(module: Module, text: str, *became) -> None:
         with out.open("a") as file:
@@ -186,14 +198,16 @@ def _run(modules: Sequence[Module], pool: Pool, out: Path) -> None:
 
     for module in modules:
         for text in module.left:
-            mutant, tests = module.mutants[text], module.passing(text, passed)
-            if not tests and (mutant.called or not module.tests):
-                note(module, text, False, 0.0, "")  # no test passes by
+            mutant, tests = module.mutants[text], module.passing(text, told)
+            if not tests and not mutant.called:  # run when it is imported, by any of them
+                tests = module.passing(text, told | {"lines": None})
+            if not tests:
+                note(module, text, False, 0.0, "")
                 continue
-            files = [Path(file) for file in dict.fromkeys(map(_file, tests))] or module.tests
-            taken = sum(s for test, s in passed["seconds"].items() if ROOT / _file(test) in files)
+            files = [ROOT / file for file in dict.fromkeys(map(_file, tests))]
+            limit = 30.0 + 3.0 * sum(told["seconds"][test] for test in tests)
             changed = module.name, module.path, mutant.of(module.source)
-            pool.start((module, text), 30.0 + 3.0 * taken, files, Watch(tests), changed)
+            pool.start((module, text), limit, files, Watch(tests), changed)
             note_all(pool.ended())
     note_all(pool.ended(free=True))
 

@@ -66,6 +66,7 @@ class Watch:
 
     def __init__(self, only: Sequence[str] = ()):
         self.only, self.failed = {test: number for number, test in enumerate(only)}, ""
+        self.seconds = {}
 
     def pytest_collection_modifyitems(self, items):
         if self.only:
@@ -73,22 +74,24 @@ class Watch:
             items.sort(key=lambda item: self.only[item.nodeid])
 
     def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        self.pytest_collectreport(report)
+
+    def pytest_collectreport(self, report):
         if report.failed:
             self.failed = self.failed or report.nodeid
 
-    pytest_collectreport = pytest_runtest_logreport
-
     def told(self) -> dict:
-        return {"failed": self.failed}
+        return {"failed": self.failed, "seconds": self.seconds, "lines": None}
 
 
 class Trace(Watch):
-    """And which lines of ours each test passes by, itself or in what it is given, and how long."""
+    """And which lines of ours each test passes by, itself or in what it is given."""
 
     def __init__(self):
         super().__init__()
         self.root, self.now, self.tests, self.lines = f"{ROOT / 'stfm_jax'}/", "", {}, {}
-        self.seconds, self.given = {}, {}
+        self.given = {}
 
     def pytest_runtest_logstart(self, nodeid, location):
         import chex
@@ -119,10 +122,6 @@ class Trace(Watch):
     def _name(fixture) -> str:
         return f"{fixture.baseid} {fixture.argname}"
 
-    def pytest_runtest_logreport(self, report):
-        super().pytest_runtest_logreport(report)
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-
     def _called(self, frame, event, argument):
         return self._passed if frame.f_code.co_filename.startswith(self.root) else None
 
@@ -136,7 +135,7 @@ class Trace(Watch):
         for (file, line), names in self.lines.items():
             tests = set().union(*(self.given.get(name, {name}) for name in names))
             passing.setdefault(file.removeprefix(f"{ROOT}/"), {})[line] = sorted(tests)
-        return super().told() | {"lines": passing, "seconds": self.seconds}
+        return super().told() | {"lines": passing}
 
 
 def _run_tests(temporary: str, tests: Sequence[Path], watch: Watch, changed=None) -> int:
@@ -207,9 +206,9 @@ def _noticed(status: int) -> bool:
     return code != 0
 
 
-def trace(files: Sequence[Path], pool: Pool) -> dict:
-    """What the tests pass by, of everything as it is; they must pass."""
-    pool.start("", 7200.0, files, Trace())
+def as_it_is(files: Sequence[Path], pool: Pool, watch: Watch) -> dict:
+    """What is told of the tests where nothing is changed; they must pass."""
+    pool.start("", 7200.0, files, watch)
     (ended,) = pool.ended(free=True)
     if ended.noticed:
         raise SystemExit(f"tests fail as it is: {ended.told.get('failed', '')}")

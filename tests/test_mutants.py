@@ -2,13 +2,13 @@
 
 import importlib
 import json
-import pathlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 SOURCE = b'''"""A text, 3 < 4."""
 x: int | None = -2
 
@@ -53,19 +53,34 @@ def test_where_a_mutant_is_passed_by(mutants):
 
 
 def test_which_tests_are_a_modules_own(mutants):
-    named, near, run = (
-        ROOT / "tests" / file
-        for file in ("data/test_readers_a_more.py", "data/test_b.py", "test_run.py")
-    )
-    tests = {path: {"stfm_jax.data.readers.a"} for path in (named, near, run)}
-    tests[near] |= {"stfm_jax.data.c"}
-    tests[run] |= {"stfm_jax.data.c", "stfm_jax.data.d"}
-    assert mutants.tests_of("stfm_jax.data.readers.a", tests, {}) == [named]
-    assert mutants.tests_of("stfm_jax.data.c", tests, {}) == [near]
+    near, run = (ROOT / "tests" / file for file in ("data/test_b.py", "test_run.py"))
+    tests = {near: {"stfm_jax.data.a"}, run: {"stfm_jax.data.a", "stfm_jax.data.d"}}
+    assert mutants.tests_of("stfm_jax.data.a", tests, {}) == [near]
     assert mutants.tests_of("stfm_jax.data.d", tests, {}) == [run]
-    users = {"stfm_jax.data.e": {"stfm_jax.data.d"}, "stfm_jax.data.d": {"stfm_jax.data.c"}}
+    users = {"stfm_jax.data.e": {"stfm_jax.data.d"}, "stfm_jax.data.d": {"stfm_jax.data.a"}}
     assert mutants.tests_of("stfm_jax.data.e", tests, users) == [near]
     assert mutants.tests_of("stfm_jax.data.f", tests, {}) == []
+    paths = [Path(f"test_{name}.py") for name in ("readers_a", "a_more", "ab", "b_a")]
+    assert mutants.named("stfm_jax.data.readers.a", paths) == paths[:2]
+
+
+def test_tests_of_its_name_that_pass_by_go_before_others(mutants):
+    source = ROOT / "stfm_jax/flow/path.py"
+    tests = [ROOT / f"tests/flow/test_{name}.py" for name in ("gaussian", "path_solvers")]
+    module = mutants.Module("stfm_jax.flow.path", mutants.mutants(source.read_bytes()), tests, [])
+    text, mutant = next((t, m) for t, m in module.mutants.items() if m.called)
+    other, slow, quick = (
+        "tests/flow/test_gaussian.py::a",
+        *(f"tests/flow/test_path_solvers.py::{name}" for name in "bc"),
+    )
+    told = {"seconds": {other: 0.1, slow: 2.0, quick: 1.0}}
+
+    def passing(*by):
+        lines = {"stfm_jax/flow/path.py": {str(mutant.line): list(by)}}
+        return module.passing(text, told | {"lines": lines})
+
+    assert passing(other, slow, quick) == [quick, slow] and passing(other) == [other]
+    assert passing() == [] and module.passing(text, told | {"lines": None}) == [quick, slow]
 
 
 def test_what_helpers_of_tests_import_is_tested_by_them(mutants, tmp_path):

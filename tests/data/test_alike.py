@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 
 from stfm_jax.data import alike
@@ -45,6 +46,16 @@ def test_a_slide_without_some_spots_is_the_same_by_their_names():
     assert copies(turned(one, np.arange(6, 100)), one) == []
     other = dataclasses.replace(turned(one, np.arange(5, 100)), barcodes=np.arange(95).astype(str))
     assert copies(one, other) == []
+
+
+@pytest.mark.parametrize(("number", "same"), [(1, True), (2, False)])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_spot_of_twenty_may_have_other_counts(number, same, first):
+    one = slide()
+    counts = one.counts.toarray()
+    counts[slice(number) if first else slice(-number, None)] += 1
+    other = dataclasses.replace(one, counts=sp.csr_matrix(counts))
+    assert copies(one, other) == [("0", "1")] * same
 
 
 def test_a_slide_of_fewer_genes_is_the_same_by_those_that_both_have():

@@ -192,3 +192,15 @@ def test_the_config_says_how():
         coarsen.coarsened(slide, "named")
     with pytest.raises(InputError, match=r"--config\.predict\.children"):
         coarsen.subdivided(one.low, "size")
+
+
+def test_the_middle_of_the_tissue():
+    """Nearest to the median of the parents, by any direction; rows of the table stay in order."""
+    slide, _ = tissue(jitter=0.0, lost=0.0)
+    pair = coarsen.by_lattice(slide, "2x2")
+    coords = pair.low.coords_um
+    away = np.linalg.norm(coords - np.median(coords, axis=0), axis=1)
+    found = pair.middle(12)
+    assert len(found) == 12 and (np.diff(found) > 0).all()
+    assert away[found].max() <= np.delete(away, found).min()
+    assert list(pair.middle(10**6)) == list(range(len(coords)))

@@ -26,6 +26,7 @@ def test_whole_numbers_that_are_not_negative():
         ([1e6 + 0.12], False),
         ([5e-7], True),
         ([-5e-7], True),
+        ([-1e-6], False),
         ([5e-4], False),  # nearer to nothing than counts come
         ([-0.5], False),
         ([np.nan], False),

@@ -22,6 +22,12 @@ def test_any_error_names_the_file(tmp_path, error):
             raise error
 
 
+def test_the_first_line_of_what_a_library_says():
+    assert foreign.reason(Odd("\n  first \nsecond")) == "first"
+    assert foreign.reason(Odd("  ")) == "Odd"
+    assert foreign.reason(Odd("x" * 300 + "y")) == "x" * 300
+
+
 def test_what_the_system_says_goes_through(tmp_path):
     for error in (PermissionError("no"), FileNotFoundError("no")):
         with pytest.raises(type(error)), foreign.reading(tmp_path / "a", "a picture", "get it."):

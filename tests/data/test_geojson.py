@@ -93,3 +93,10 @@ def test_spots_go_out_and_can_be_read_again(tmp_path, monkeypatch):
     assert list(geojson.labels(regions, POINTS)) == list("vwxyz")
     assert not regions[0].contains(POINTS[:1] + 5.1).any()
     assert regions[0].contains(POINTS[:1] + 4.9).all()
+
+
+def test_places_on_the_border_of_an_area_lie_in_it():
+    square = geojson.Region("", (np.array([[1.0, 1.0], [3.0, 1.0], [3.0, 3.0], [1.0, 3.0]]),))
+    places = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), axis=-1).reshape(-1, 2)
+    inside = ((places >= 1) & (places <= 3)).all(axis=1)
+    np.testing.assert_array_equal(square.contains(places), inside)

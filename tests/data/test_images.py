@@ -14,6 +14,7 @@ from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff, writ
 
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.images import openslide_image, scale, tiff_image
+from stfm_jax.data.images.image import on_background
 from stfm_jax.data.images.opening import is_image, open_image
 from stfm_jax.data.images.sampling import coarsest, resampled
 from stfm_jax.data.readers import her2st
@@ -290,7 +291,7 @@ def test_what_tifffile_cannot_decode_is_left_to_pillow(tmp_path, pixels, monkeyp
     np.testing.assert_array_equal(open_image(path).read(0, 0, 0, 450, 301), pixels)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(9))
 def test_no_orientation_is_ever_applied(tmp_path, orientation, caplog):
     """Pillow turns TIFFs, and JPEG not: places would mean different pixels."""
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
@@ -361,3 +362,13 @@ def test_a_section_has_the_features_of_its_jpeg_in_every_kind_of_file(tmp_path):
         source = ImagePatches(path, coords - low, scale)
         got = encoder.embed_slide(source, coords * scale)
         np.testing.assert_allclose(got, wanted, atol=1e-5, err_msg=kind)
+
+
+def test_what_shows_through_is_mixed_with_the_ground():
+    """Half of it; colours are whole ones unless they were mixed with black already."""
+    rgba = np.array([[[100, 0, 200, 128], [10, 20, 30, 255], [10, 20, 30, 0]]], np.uint8)
+    whole = on_background(rgba, (255, 255, 0))
+    np.testing.assert_array_equal(whole[0], [[177, 127, 100], [10, 20, 30], [255, 255, 0]])
+    mixed = on_background(rgba, (255, 255, 0), mixed=True)
+    np.testing.assert_array_equal(mixed[0, :2], [[227, 127, 200], [10, 20, 30]])
+    np.testing.assert_array_equal(on_background(rgba[:, 1:2], (1, 2, 3))[0], [[10, 20, 30]])
