@@ -156,20 +156,21 @@ class Module:
         return [text for text in self.mutants if text not in self.killed]
 
     def passing(self, text: str, told: dict) -> list[str]:
-        """Own tests that pass by a mutant's place, in turn: those of the module's name, else all.
+        """Own tests that pass by a mutant's place, in turn, those of the module's name first.
 
-        All of either where it was not looked at what they pass by.
+        All where it was not looked at what they pass by.
         """
-        for files in (named(self.name, self.tests), self.tests):
-            own = {f"{file.relative_to(ROOT)}" for file in files}
-            tests = [test for test in told["seconds"] if _file(test) in own]
-            if told["lines"] is not None:
-                lines = told["lines"].get(f"{self.path.relative_to(ROOT)}", {})
-                around = (lines.get(str(line), ()) for line in self.mutants[text].around)
-                tests = sorted(set(tests) & set().union(*around))
-            if tests:
-                return _in_turn(tests, told["seconds"])
-        return []
+        own = {f"{file.relative_to(ROOT)}" for file in self.tests}
+        first = {f"{file.relative_to(ROOT)}" for file in named(self.name, self.tests)}
+        tests = [test for test in told["seconds"] if _file(test) in own]
+        if told["lines"] is not None:
+            lines = told["lines"].get(f"{self.path.relative_to(ROOT)}", {})
+            around = (lines.get(str(line), ()) for line in self.mutants[text].around)
+            tests = sorted(set(tests) & set().union(*around))
+        parts = [
+            [t for t in tests if (_file(t) in first) == is_first] for is_first in (True, False)
+        ]
+        return [test for part in parts for test in _in_turn(part, told["seconds"])]
 
     def ended(self, text: str, killed: bool, seconds: float, by: str) -> dict:
         """Notes what became of a mutant; a row of the results."""

@@ -79,8 +79,8 @@ def test_tests_of_its_name_that_pass_by_go_before_others(mutants):
         lines = {"stfm_jax/flow/path.py": {str(mutant.line): list(by)}}
         return module.passing(text, told | {"lines": lines})
 
-    assert passing(other, slow, quick) == [quick, slow] and passing(other) == [other]
-    assert passing() == [] and module.passing(text, told | {"lines": None}) == [quick, slow]
+    assert passing(other, slow, quick) == [quick, slow, other] and passing(other) == [other]
+    assert passing() == [] and module.passing(text, told | {"lines": None}) == [quick, slow, other]
 
 
 def test_what_helpers_of_tests_import_is_tested_by_them(mutants, tmp_path):

@@ -45,3 +45,13 @@ def test_parents_on_no_lattice_are_refused():
     low = np.random.default_rng(0).uniform(0, 600, (30, 2))
     with pytest.raises(InputError, match="lie on no lattice that is square, hexagonal"):
         interpolation.bilinear(low, HIGH, "slide 'x'")
+
+
+def test_weights_are_those_of_a_gaussian_and_of_numbers_of_children():
+    """Three parents at 0, 100 and 300 um with 1, 2 and 1 children; seen from 0."""
+    low = np.array([[0.0, 0.0], [100.0, 0.0], [300.0, 0.0]])
+    parent = np.array([0, 1, 1, 2])
+    found = interpolation.gaussian(low, low[parent], parent, 75.0, spread_um2=625.0)
+    weights = np.exp(-(np.array([0.0, 100.0, 300.0]) ** 2) / (2 * (75.0**2 + 625.0))) * [1, 2, 1]
+    weights[2] *= 300.0 <= interpolation._REACH * np.hypot(75.0, 25.0)
+    np.testing.assert_allclose(found.toarray()[0], weights / weights.sum(), rtol=1e-9)

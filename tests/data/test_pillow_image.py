@@ -1,4 +1,4 @@
-"""Pictures that Pillow decodes whole: modes, transparency, strips, and pixels as they are stored."""
+"""Pictures that Pillow decodes whole: modes, transparency, strips, pixels as they are stored."""
 
 import numpy as np
 import pytest
