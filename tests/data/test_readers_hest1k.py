@@ -130,6 +130,19 @@ def test_without_metadata_a_scale_is_asked_for(tmp_path):
     assert {slide.patient for slide in slides.values()} == {""}
 
 
+@pytest.mark.parametrize("said", [0.5, "0.5", 1.5])
+def test_the_estimated_size_is_taken_where_spots_have_no_known_distance(tmp_path, said):
+    _write(tmp_path)
+    path = tmp_path / "metadata" / "NCBI1.json"
+    about = json.loads(path.read_text()) | {"st_technology": "New", "pixel_size_um_estimated": said}
+    path.write_text(json.dumps(about))
+    assert _load(tmp_path, sections=("NCBI1", "TENX4")).slides["NCBI1"].um_per_px == float(said)
+    for nothing in (0, -0.5, "nan", "", None, "unknown", "inf"):
+        path.write_text(json.dumps(about | {"pixel_size_um_estimated": nothing}))
+        with pytest.raises(InputError, match="nothing says how many micrometres"):
+            _load(tmp_path, sections=("NCBI1", "TENX4"))
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected st/<id>\.h5ad .*MahmoodLab/hest"):
         hest1k.slides(tmp_path)

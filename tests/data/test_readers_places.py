@@ -246,6 +246,18 @@ def test_two_lattices_over_one_another(step):
         joined.require_one_slide(over_one_another(step), "")
 
 
+@pytest.mark.parametrize(("number", "refused"), [(5, False), (10, True)])
+def test_a_twentieth_of_the_spots_must_be_near_others(number, refused):
+    """Of 16 x 16 spots and some more, near as many of them."""
+    wide = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
+    made = file(np.concatenate([wide, wide[::20][:number] + np.array([0.2, 0.1])]))
+    if refused:
+        with pytest.raises(InputError, match=r"found 20 of 266 spots 0\.224 away"):
+            joined.require_one_slide(made, "")
+    else:
+        joined.require_one_slide(made, "")
+
+
 def test_spots_that_are_near_by_chance_or_one_lattice_are_one_slide():
     joined.require_one_slide(over_one_another((0.5, 0.5)), "")  # one lattice, turned
     rng = np.random.default_rng(0)
