@@ -110,6 +110,11 @@ def test_the_diameter_is_taken_where_it_and_the_distance_differ():
     np.testing.assert_allclose(list(found.values()), [65.0 / 27.5, 2.0 / np.sqrt(3.0)], rtol=1e-6)
 
 
+def test_one_spot_has_its_diameter_alone():
+    made = visium(np.array([[5.0, 5.0]]), {"spot_diameter_fullres": 130.0})
+    assert list(scanpy_scale.scales(made, "").values()) == [0.5]
+
+
 def test_without_factors_an_array_or_a_hexagonal_lattice_tells():
     pixels, columns = of_array(0.5)
     (scale,) = scanpy_scale.scales(file(pixels, **columns), "").values()

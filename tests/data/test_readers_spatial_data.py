@@ -290,6 +290,24 @@ def test_patches_are_of_the_finest_image_that_lies_in_a_system_of_the_shapes(
     assert inputs.read_to_predict(path, inputs.Options()).patches is None
 
 
+@pytest.mark.parametrize("unit, um", [("pixel", 0.5), ("um", 1.0)])
+def test_an_image_that_is_coarser_than_the_places_has_larger_pixels(tmp_path, unit, um):
+    """Places in units of `um`, four of them to a pixel of the image."""
+    slide = layouts.visium_slide()
+    path = _visium(tmp_path / "V1.zarr", slide)
+    root = zarr.open_group(path, mode="r+")
+    root.create_group("images")
+    circles = root[f"shapes/{slide.name}"]
+    circles.attrs["coordinateTransformations"] = [_step("scale", [0.25, 0.25], "V", "xy")]
+    x, y = np.ceil(slide.coords_in.max(axis=0) / 4).astype(int) + 20
+    steps = [_step("identity", None, "V", "cyx")]
+    slide_files.write_zarr_image(path / "images/he", np.zeros((y, x, 3), np.uint8), steps)
+    options = inputs.Options(spatial_unit=unit, um_per_px=0.5 if unit == "pixel" else None)
+    found = inputs.read_to_predict(path, options, look_for_image=True)
+    np.testing.assert_allclose(found.patches.coords_px, slide.coords_in / 4)
+    assert found.patches.um_per_px == pytest.approx(4 * um)
+
+
 def test_a_store_is_trained_on_by_its_image(tmp_path):
     for name in ("V1", "V2"):
         slide = layouts.visium_slide(name)
