@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--summary", action="store_true", help="of what was run; runs nothing")
     given = made.parse_args(arguments)
     argued = json.loads((RESULTS / "mutants_equivalent.json").read_text())
-    modules = list(_modules(given))
+    modules = list(_modules(given, argued))
     if not given.summary:
         _run([module for module in modules if module.left], Pool(given.jobs), given.json)
     for module in modules:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _sum_up(modules, argued)
 
 
-def _modules(given: argparse.Namespace) -> Iterator[Module]:
+def _modules(given: argparse.Namespace, argued: Mapping[str, str]) -> Iterator[Module]:
     """Those that are asked for, with what is known of them."""
     rows = _rows(given.json)
     imports = {
@@ -108,7 +108,11 @@ def _modules(given: argparse.Namespace) -> Iterator[Module]:
         if name.startswith(wanted):
             drawn = _drawn(ROOT / f"{name.replace('.', '/')}.py", given)
             if drawn:
-                yield Module(name, drawn, tests_of(name, tests, users), rows)
+                module = Module(name, drawn, tests_of(name, tests, users), rows)
+                for text in module.left:
+                    if f"{module.short}: {text}" in argued:
+                        module.killed[text] = False  # need not be run
+                yield module
 
 
 def test_imports(root: Path) -> dict[Path, set[str]]:
