@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +22,7 @@ from stfm_jax import command as entry
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.simulate import TissueParams, volume
 from stfm_jax.data.slide import Slide
+from stfm_jax.models.stflow import published
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENCODER, WIDTH = "toy_112um", 12
@@ -131,6 +134,13 @@ def start(*argv: str) -> subprocess.Popen:
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+@contextlib.contextmanager
+def small_published() -> Iterator[None]:
+    """The published STFlow, whose sizes no config changes, made small while the block runs."""
+    with mock.patch.dict(published._FORM, {"width": 16, "blocks": 1, "heads": 2}):
+        yield
 
 
 def place(work: Path, fold: int | None, method: str = "stflow", seed: int = 0) -> Path:

@@ -117,7 +117,8 @@ class Fitted:
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
-    return {problem: Fitted(problem, folder / problem) for problem in CASES}
+    with tiny.small_published():
+        yield {problem: Fitted(problem, folder / problem) for problem in CASES}
 
 
 @pytest.mark.parametrize("name", table.METHODS)

@@ -57,8 +57,8 @@ def wide_cases():
 def of_seeds(tmp_path_factory) -> dict[str, list[Fitted]]:
     """All methods fitted with seeds 0, 0 and 1, kernels by fewer landmarks than there are spots."""
     folder, cases = tmp_path_factory.mktemp("seeds"), {EXPRESSION: wide_cases, SPLIT: of_pairs}
-    with mock.patch.object(regressors, "MAX_LANDMARKS", 32):
-        return {
+    with mock.patch.object(regressors, "MAX_LANDMARKS", 32), tiny.small_published():
+        yield {
             problem: [
                 Fitted(problem, folder / problem / str(i), made(), seed)
                 for i, seed in enumerate((0, 0, 1))

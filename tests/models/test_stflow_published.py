@@ -88,6 +88,7 @@ def test_it_shares_nothing_with_ours_set_to_the_same(tmp_path):
     assert max(jax.tree.leaves(apart)) > 1e-4
 
 
+@pytest.mark.slow
 def test_beside_ours_in_one_workdir(tmp_path):
     """Ours may be changed under it: another row's settings are not its own."""
     data = tiny.write(tmp_path / "data", tiny.slides(3))
