@@ -188,6 +188,30 @@ def test_sections_apart_are_refused_with_the_residual(still):
         align_stack([still[0], far], kind="none")
 
 
+@pytest.mark.parametrize(("share", "fits"), [(0.25, False), (0.35, True), (0.5, True)])
+def test_three_tenths_of_the_smaller_must_lie_on_the_other(share, fits):
+    ticks = PITCH * np.arange(20)
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    one, other = Section("a", grid), Section("b", grid + np.array([(1 - share) * 20 * PITCH, 0]))
+    if fits:
+        (pair,) = align_stack([one, other], kind="none").pairs
+        assert pair.overlap == pytest.approx(share, abs=0.05)
+    else:
+        with pytest.raises(InputError, match="at least 30% of the smaller"):
+            align_stack([one, other], kind="none")
+
+
+def test_fields_are_read_between_their_nodes():
+    """At the nodes they are what they are, and of the grid there is nothing."""
+    grid = PITCH * np.stack(np.meshgrid(np.arange(9.0), np.arange(7.0)), axis=-1).reshape(-1, 2)
+    field = fields.make_field(grid, np.sin(grid / 500.0), 0.75 * PITCH)
+    rows, columns = (a.ravel() for a in np.indices(field.channels.shape[1:]))
+    places = field.origin_um + field.step_um * np.column_stack([columns, rows])
+    np.testing.assert_allclose(field.at(places), field.channels[:, rows, columns], atol=1e-6)
+    assert field.at(places, 1).shape == (1, len(places))
+    assert not field.at(places[:1] - 100.0 * PITCH).any()
+
+
 def pixels(section: Section) -> Section:
     return Section("pixels", section.coords_um * 1.45, section.descriptors)
 
