@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from configs import base
 from stfm_jax.data.retrieval import (
     Placed,
     Reach,
@@ -133,3 +134,8 @@ def test_values_of_sections_without_any_count_for_nothing():
             np.testing.assert_allclose(mean[i], expected, atol=1e-5)
     nothing, share = weighted_copy(found, [None] * 4, 3)
     assert not nothing.any() and not share.any()
+
+
+def test_what_is_not_said_is_as_the_config_has_it():
+    stack, said = base.get_config().stack, dataclasses.asdict(Reach())
+    assert {name: stack[name] for name in said} == said
