@@ -147,13 +147,19 @@ class Module:
         self.of = _digest(self.source)
         self.by = _digest(*(file.read_bytes() for file in tests))
         self.mutants = {mutant.told(self.source): mutant for mutant in drawn}
-        self.killed = {
-            row["mutant"]: row["killed"]
+        there = [
+            row
             for row in rows
-            if (row["module"], row["of"]) == (self.short, self.of)
-            and (row["tests"] == self.by or _holds(row))
-            and row["mutant"] in self.mutants
-        }
+            if (row["module"], row["of"]) == (self.short, self.of) and row["mutant"] in self.mutants
+        ]
+        now = [row for row in there if row["tests"] == self.by or _holds(row)]
+        self.killed = {row["mutant"]: row["killed"] for row in now}
+        self._survived = {row["mutant"]: False for row in there}  # of earlier tests, too
+
+    @property
+    def found(self) -> dict[str, bool]:
+        """Which were killed, of those that were ever run; what survived has until it is run again."""
+        return self._survived | self.killed
 
     @property
     def left(self) -> list[str]:
@@ -243,11 +249,11 @@ def _in_turn(tests: Sequence[str], seconds: dict[str, float]) -> list[str]:
 
 
 def _print(module: Module, argued: dict[str, str]) -> None:
-    killed = sum(module.killed.values())
+    killed = sum(module.found.values())
     print(f"{module.short:32} {killed:3} of {len(module.mutants):3}", flush=True)
     for text in module.mutants:
-        if not module.killed.get(text):
-            state = "survived" if text in module.killed else "not run"
+        if not module.found.get(text):
+            state = "survived" if text in module.found else "not run"
             why = argued.get(f"{module.short}: {text}")
             print(f"    {'equivalent: ' + why if why else state}: {text}", flush=True)
 
@@ -264,7 +270,7 @@ def _sum_up(modules: Sequence[Module], argued: dict[str, str]) -> None:
         for key in (of, "all"):
             packages.setdefault(key, []).extend(
                 (killed, f"{module.short}: {text}" in argued)
-                for text, killed in module.killed.items()
+                for text, killed in module.found.items()
             )
     for package, found in sorted(packages.items(), key=lambda each: each[0] == "all"):
         killed, spared = sum(k for k, _ in found), sum(e and not k for k, e in found)

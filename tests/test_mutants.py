@@ -110,7 +110,8 @@ def test_what_was_found_holds_as_long_as_it_does(mutants, tmp_path, monkeypatch)
     ]
     assert now(rows).left == []
     test.write_text("def test_it():\n    pass\n\n\ndef test_more():\n    pass\n")
-    assert now(rows).left == [rows[1]["mutant"]]
+    assert now(rows).left == [rows[1]["mutant"]] and sum(now(rows).found.values()) == 2
+    assert len(now(rows).found) == 3
     test.write_text("def test_more():\n    pass\n")
     assert len(now(rows).left) == 3
     module.write_text("A = 1 + 2  # now\n")
