@@ -158,7 +158,7 @@ class Module:
 
     @property
     def found(self) -> dict[str, bool]:
-        """Which were killed, of those that were ever run; what survived has until it is run again."""
+        """Which were killed, of those ever run; what survived has until it is run again."""
         return self._survived | self.killed
 
     @property
