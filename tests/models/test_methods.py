@@ -70,11 +70,11 @@ CASES = {EXPRESSION: of_slides, SPLIT: of_pairs}
 class Fitted:
     """All methods of a problem, fitted one after the other as the runner does."""
 
-    def __init__(self, problem: str, folder, cases=None, seed: int = 0):
+    def __init__(self, problem: str, folder, cases=None, seed: int = 0, but: str = ""):
         self.train, genes, self.asked, self.case = cases or CASES[problem]()
         self.config, self.methods, self.states = CONFIGS[problem](), {}, {}
         runs, shared = {}, {}
-        names = [n for n in table.METHODS if table.method_class(n).problem == problem]
+        names = [n for n in table.METHODS if table.method_class(n).problem == problem and n != but]
         for name in table.with_needed(names):
             method = self.methods[name] = table.build(name, self.config)
             runs[name] = Run(
