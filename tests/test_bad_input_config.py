@@ -28,7 +28,7 @@ CASES = [
         "unknown method",
         "train",
         lambda w: w.copied() | {"methods": ("ridge", "stflwo")},
-        ["config.methods must be of mean, ridge", "found 'stflwo'", "Did you mean 'stflow'?"],
+        ["config.methods must be of mean, probe", "found 'stflwo'", "Did you mean 'stflow'?"],
     ),
     (
         "methods of two problems",

@@ -70,6 +70,7 @@ def test_fields_of_ours_do_not_change_it(changed):
     assert not names & {field.split(".")[-1] for field in published().fields()}
 
 
+@pytest.mark.slow
 def test_it_shares_nothing_with_ours_set_to_the_same(tmp_path):
     """Neither the folder nor, through `once`, what was trained: the optimizer is another."""
     sections = tiny.slides(3)
