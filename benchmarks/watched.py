@@ -6,6 +6,7 @@ that a busy machine kills none.
 
 from __future__ import annotations
 
+import atexit
 import importlib.abc
 import importlib.util
 import json
@@ -36,7 +37,10 @@ def prepare() -> None:
     os.chdir(ROOT)
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mutants-"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True)
+        atexit.register(cache.cleanup)  # of this process: forks end without
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for name in PRELOADED:

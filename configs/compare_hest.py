@@ -9,10 +9,12 @@ Folders as for configs/hest.py. Not yet run: the data are gated.
 
 from configs import base, hest
 
+TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
+
 
 def get_config():
     config = hest.get_config()
     config.methods = base.COMPARED
     config.compare.normalizations = ("log1p", "log1p_cp10k")
-    config.compare.tasks = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "LUNG")
+    config.compare.tasks = TASKS
     return config

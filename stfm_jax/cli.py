@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     )
     workdirs.check(config, workdir, mode in _STARTS, reads_data=mode != "predict")
     if comparison.asked(config):
-        comparison.check(config, mode)
+        comparison.check(config, workdir, mode)
         with workdirs.held(config, workdir):
             comparison.run(config, workdir, mode, _compared)
     elif mode == "predict":

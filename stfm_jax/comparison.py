@@ -60,13 +60,14 @@ def asked(config: Any) -> bool:
     return bool(CompareSettings.of(config).normalizations)
 
 
-def check(config: Any, mode: str) -> None:
+def check(config: Any, workdir: Path, mode: str) -> None:
     """Raises InputError for what no comparison can do."""
     settings = CompareSettings.of(config)
     if mode not in MODES:
+        first = next(parts(config, workdir))
         raise InputError(
             f"--mode={mode} is of one experiment; this workdir compares several: name one of its "
-            f"own, as in --workdir=W/{settings.normalizations[0]}."
+            f"own, as in --workdir=W/{first.name}."
         )
     for name in config.methods:
         table.method_class(name)

@@ -226,13 +226,13 @@ def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, i
         run = runs[method.name] = _run_of(opened, fold, method, epochs, runs, shared)
         if method.state_of is None and not _fitted(opened, fold, method):
             try:
-                with measured() as cost:
+                with measured("fit") as cost:
                     state = method.fit(cases.train, cases.genes, run)
             except NotApplicable as lack:
                 _LOG.warning("%s: no row, %s", run.name, lack)
                 continue
             store.save(run.directory / "model", _model(method, state, cases, opened))
-            write_json(run.directory / layout.FIT_COST, cost)
+            write_json(run.directory / layout.FIT_COST, cost | {"numbers": store.numbers(state)})
             distributed.barrier("model")
 
 
@@ -333,7 +333,7 @@ def _checked_model(opened: Experiment, index: int, cases: Cases, method: Method)
 def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, true) -> None:
     problem, method = opened.problem, model.method
     folder, rows = opened.of_method(index, method.name), []
-    with measured() as cost:
+    with measured("predict") as cost:
         predicted = predict_cases(opened, model, cases)
     scores = problem.scores(method, predicted, truth, opened.seed) if predicted else {}
     if predicted:

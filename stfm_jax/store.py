@@ -89,6 +89,11 @@ def about_slides(slides: Sequence[Slide]) -> dict[str, dict[str, Any]]:
     }
 
 
+def numbers(state: Any) -> int:
+    """How many numbers a state is."""
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(state))
+
+
 def save(folder: Path, model: Model) -> None:
     """Writes a model."""
     save_arrays(folder / "state.npz", model.state._asdict())

@@ -93,6 +93,10 @@ def test_every_tissue_of_stimage_has_its_config(tissue):
     assert config == stimage.get_config(tissue)
 
 
+def test_every_hest_task_is_compared():
+    assert load("compare_hest").compare.tasks == TASKS
+
+
 def test_every_hest_task_has_its_config():
     for task in TASKS:
         config = load(f"hest_{task.lower()}")

@@ -58,9 +58,8 @@ class BLEEP(Network):
     def module(self, num_genes: int) -> nn.Module:
         return _Module(self.settings.width, self.settings.dropout)
 
-    def sums(self, outputs: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        losses = contrastive_loss(*outputs, self.settings.temperature)
-        return jnp.sum(jnp.where(rows.there, losses, 0.0)), jnp.sum(rows.there)
+    def losses(self, outputs: Any, y: jax.Array) -> jax.Array:
+        return contrastive_loss(*outputs, self.settings.temperature)
 
     def remembered(self, params: Any, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         rows = Rows(np.zeros((len(y), x.shape[1]), np.float32), y, (), np.ones(len(y), bool))

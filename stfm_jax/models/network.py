@@ -32,7 +32,6 @@ from stfm_jax.models.method import (
     Request,
     Run,
     Section,
-    whole,
 )
 from stfm_jax.models.regression import RegressionSettings, Seen
 from stfm_jax.ops import metrics
@@ -86,7 +85,7 @@ class Network(Method):
     State = State
 
     def module(self, num_genes: int) -> nn.Module:
-        """The network: called with (rows, train: bool), it returns what `sums` and `read` take."""
+        """The network; called with (rows, train: bool), it returns what `losses` and `read` see."""
         raise NotImplementedError
 
     def placed(self, coords_um: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -97,10 +96,9 @@ class Network(Method):
         """Memory of one pass over so many spots that are seen together, or of a step."""
         return 0
 
-    def sums(self, outputs: PyTree, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        """(sum of the loss, number of terms): the squared error, mean over the genes."""
-        errors = jnp.mean(jnp.square(self.read(outputs) - rows.y), axis=-1)
-        return jnp.sum(jnp.where(rows.there, errors, 0.0)), jnp.sum(rows.there)
+    def losses(self, outputs: PyTree, y: jax.Array) -> jax.Array:
+        """The loss of each spot [n], of y [n, g]: the squared error, mean over the genes."""
+        return jnp.mean(jnp.square(self.read(outputs) - y), axis=-1)
 
     def read(self, outputs: PyTree) -> jax.Array:
         """The predicted expression [n, g], less the mean."""
@@ -152,7 +150,8 @@ class Network(Method):
         keys = jax.random.split(key, len(batch.there))
 
         def of_set(rows: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self.sums(self.outputs(params, arrays, rows, key), rows)
+            losses = self.losses(self.outputs(params, arrays, rows, key), rows.y)
+            return jnp.sum(jnp.where(rows.there, losses, 0.0)), jnp.sum(rows.there)
 
         return jax.tree.map(jnp.sum, jax.vmap(of_set)(batch, keys))
 
@@ -200,40 +199,35 @@ class Network(Method):
         """Parameters -> mean gene-wise Pearson on the held-out slide."""
         true = expression(held, genes.scored, self.settings.normalization)
         x, y = seen.pooled
-        rows = self._rows_of(seen.transform, held, len(mean))
+        rows = list(self._rows_of(seen.transform, held, len(mean)))
 
         def score(params: PyTree) -> float:
             params = self.finished(fetch(params), self.given())
             memory = self.remembered(params, x, y - mean)
-            found = [self.predicted(params, memory, part)[: len(at)] for at, part in rows()]
+            found = [self.predicted(params, memory, part)[: len(at)] for at, part in rows]
             return metrics.mean_over_genes(metrics.pearson(np.concatenate(found), true))[0]
 
         return score
 
     def predict(self, state: State, case: Section, request: Request) -> Prediction:
         self._require_room([case.slide])
-        rows = self._rows_of(state.transform, case.slide, len(state.mean))
 
         def blocks() -> Blocks:
-            for at, part in rows():
+            for at, part in self._rows_of(state.transform, case.slide, len(state.mean)):
                 found = self.predicted(state.params, state.memory, part)[: len(at)]
                 yield at, np.maximum(found + state.mean, 0.0)
 
-        return Prediction(blocks() if not self.slidewise else whole(next(iter(blocks()))[1]))
+        return Prediction(blocks())
 
     def _rows_of(
         self, transform: FeatureTransform, slide: Slide, num_genes: int
-    ) -> Callable[[], Iterator[tuple[np.ndarray, Rows]]]:
-        """() -> spots and their padded rows, as `blocks`."""
+    ) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Spots and their padded rows, as `blocks`."""
         place = self.placed(slide.coords_um)
-
-        def rows() -> Iterator[tuple[np.ndarray, Rows]]:
-            for at, x in self.blocks(transform, slide):
-                y = np.zeros((len(at), num_genes), np.float32)
-                some = Rows(x, y, tuple(a[at] for a in place), np.ones(len(at), bool))
-                yield at, padded(some, bucket_size(len(at)))
-
-        return rows
+        for at, x in self.blocks(transform, slide):
+            y = np.zeros((len(at), num_genes), np.float32)
+            some = Rows(x, y, tuple(a[at] for a in place), np.ones(len(at), bool))
+            yield at, padded(some, bucket_size(len(at)))
 
     def bytes_needed(self, state: State, num_spots: int, request: Request) -> int:
         components, g = state.transform.components.shape[1], len(state.mean)

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,6 @@ from stfm_jax.errors import InputError
 from stfm_jax.models.method import Run
 from stfm_jax.models.network import Network, NetworkSettings, Rows
 from stfm_jax.models.regression import Seen
-from stfm_jax.nn.mlp import Dense
 from stfm_jax.regression.features import FeatureTransform
 from stfm_jax.runtime.memory import GIB, available_memory
 from stfm_jax.settings import setting
@@ -41,16 +39,6 @@ class STNetSettings(NetworkSettings):
     rate: float = setting(0.02)  # its share of the learning rate
 
 
-class LinearHead(nn.Module):
-    """From features to genes; it starts at the training mean [ST-Net]."""
-
-    num_genes: int
-
-    @nn.compact
-    def __call__(self, rows: Rows, train: bool) -> jax.Array:
-        return Dense(self.num_genes, kernel_init=nn.initializers.zeros, name="head")(rows.x)
-
-
 @dataclasses.dataclass(frozen=True)
 class STNet(Network):
     """A linear head, trained by gradients on the squared error of every spot.
@@ -66,12 +54,9 @@ class STNet(Network):
     papers = ("ST-Net, doi 10.1038/s41551-020-0578-x",)
     Settings = STNetSettings
 
-    def module(self, num_genes: int) -> nn.Module:
-        return LinearHead(num_genes)
-
     @property
     def encoder(self) -> Encoder | None:
-        """What is trained from patches."""
+        """What is trained from patches; None where the head sees embeddings."""
         return _encoder(self.settings.encoder, self.settings.weights)
 
     def check(self, slides: Sequence[Slide], devices: int) -> None:
@@ -91,10 +76,11 @@ class STNet(Network):
             return super().seen(slides, seen, run)
         side = self.encoder.images.crop
         needed = 12 * side * side * sum(slide.num_spots for slide in slides)
-        if needed > available_memory():
+        there = available_memory()
+        if needed > there:
             raise InputError(
                 f"config.stnet.encoder={self.settings.encoder}: the patches of {len(slides)} "
-                f"slides take {needed / GIB:,.1f} GiB, {available_memory() / GIB:,.1f} are free; "
+                f"slides take {needed / GIB:,.1f} GiB, {there / GIB:,.1f} are free; "
                 "train on fewer slides, or set --config.stnet.encoder= for a head on embeddings."
             )
         return [
@@ -115,11 +101,13 @@ class STNet(Network):
         return () if self.encoder is None else self.encoder.params
 
     def init(self, key: jax.Array, arrays: Any, width: Rows) -> Any:
+        """What is added to the encoder, and the head: it starts at the training mean [ST-Net]."""
+        seen = width.x.shape[-1] if self.encoder is None else self.encoder.view_width
+        genes = width.y.shape[-1]
+        head = {"head": {"kernel": jnp.zeros((seen, genes)), "bias": jnp.zeros(genes)}}
         if self.encoder is None:
-            return super().init(key, arrays, width)
-        shape = self.encoder.view_width, width.y.shape[-1]
-        head = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
-        return {"encoder": jax.tree.map(jnp.zeros_like, arrays), "head": head}
+            return head
+        return {**head, "encoder": jax.tree.map(jnp.zeros_like, arrays)}
 
     def finished(self, params: Any, given: Any) -> Any:
         """The encoder's own parameters with what training added to them."""
@@ -129,15 +117,13 @@ class STNet(Network):
         return {**params, "encoder": moved}
 
     def outputs(self, params: Any, given: Any, rows: Rows, key: jax.Array) -> jax.Array:
-        if self.encoder is None:
-            return super().outputs(params, given, rows, key)
-        which = jax.random.randint(key, (len(rows.x),), 0, 8)
-        images = jax.vmap(lambda image, i: jax.lax.switch(i, _VIEWS, image))(rows.x, which)
-        return _headed(self.encoder, self.finished(params, given), images)
+        x, params = rows.x, self.finished(params, given)
+        if self.encoder is not None:
+            which = jax.random.randint(key, (len(x),), 0, len(_VIEWS))
+            x = jax.vmap(lambda image, i: jax.lax.switch(i, _VIEWS, image))(x, which)
+        return _headed(self.encoder, params, x)
 
     def predicted(self, params: Any, memory: dict, rows: Rows) -> np.ndarray:
-        if self.encoder is None:
-            return super().predicted(params, memory, rows)
         return np.asarray(_mean_of_views(self.encoder, params, rows.x))
 
 
@@ -175,17 +161,22 @@ def _images(encoder: Encoder, slide: Slide, spots: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _headed(encoder: Encoder, params: Any, images: jax.Array) -> jax.Array:
-    """Expression [b, g]; few images' activations are held at a time, and computed again for
-    gradients."""
-    b = len(images)
-    size = FEW if b % FEW == 0 else b
-    one = jax.checkpoint(functools.partial(encoder.one_way, params["encoder"]))
-    features = jax.lax.map(one, images.reshape(b // size, size, *images.shape[1:]))
-    features = features.reshape(b, -1)
-    return features @ params["head"]["kernel"] + params["head"]["bias"]
+def _headed(encoder: Encoder | None, params: Any, x: jax.Array) -> jax.Array:
+    """Expression [b, g] less the mean, of features [b, f] or of images.
+
+    Few images' activations are held at a time, and computed again for gradients.
+    """
+    if encoder is not None:
+        b = len(x)
+        size = FEW if b % FEW == 0 else b
+        one = jax.checkpoint(functools.partial(encoder.one_way, params["encoder"]))
+        x = jax.lax.map(one, x.reshape(b // size, size, *x.shape[1:])).reshape(b, -1)
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _mean_of_views(encoder: Encoder, params: Any, images: jax.Array) -> jax.Array:
-    return sum(_headed(encoder, params, view(images)) for view in _VIEWS) / len(_VIEWS)
+def _mean_of_views(encoder: Encoder | None, params: Any, x: jax.Array) -> jax.Array:
+    """The same over all views of images; features have one."""
+    if encoder is None:
+        return _headed(encoder, params, x)
+    return sum(_headed(encoder, params, view(x)) for view in _VIEWS) / len(_VIEWS)

@@ -6,12 +6,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stfm_jax.data.lattice import find_lattice, spot_spacing_um
 from stfm_jax.errors import InputError
-from stfm_jax.models.network import Network, NetworkSettings, OfSlide, Rows
+from stfm_jax.models.network import Network, NetworkSettings, OfSlide
 from stfm_jax.nn.triplex import SIDE, TRIPLEX, Depths, Predictions, loss
 from stfm_jax.ops.window import lattice_window
 from stfm_jax.settings import setting
@@ -71,8 +70,8 @@ class TRIPLEXMethod(Network):
             steps = spot_spacing_um(coords_um) * np.eye(2)
         return lattice_window(coords_um, steps, SIDE)
 
-    def sums(self, outputs: Predictions, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        return jnp.sum(jnp.where(rows.there, loss(outputs, rows.y), 0.0)), jnp.sum(rows.there)
+    def losses(self, outputs: Predictions, y: jax.Array) -> jax.Array:
+        return loss(outputs, y)
 
     def read(self, outputs: Predictions) -> Any:
         return outputs.fused

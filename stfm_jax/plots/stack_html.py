@@ -18,7 +18,7 @@ import numpy as np
 from stfm_jax.errors import InputError
 from stfm_jax.plots.slides import shared_limits
 from stfm_jax.runtime import marks
-from stfm_jax.runtime.files import atomic_path
+from stfm_jax.runtime.files import write_text
 
 SHOWN = 60_000  # points that a browser still turns smoothly
 _HEIGHT, _GAP = 0.8, 0.25  # of the stack, and between its sections, at most; shares of its width
@@ -70,8 +70,7 @@ def write(
         "<style>html, body {height: 100%; margin: 0;} body > div {height: 100%;}</style>\n"
         f"</head>\n<body>\n{drawing}\n</body>\n</html>\n"
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def automatic_stretch(coords3d: np.ndarray) -> float:

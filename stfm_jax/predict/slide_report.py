@@ -21,7 +21,7 @@ from stfm_jax.plots import slides as plots
 from stfm_jax.predict import outputs
 from stfm_jax.report import page
 from stfm_jax.report.card import terms
-from stfm_jax.runtime.files import atomic_path
+from stfm_jax.runtime.files import write_text
 from stfm_jax.store import Model
 
 _LOG = logging.getLogger("stfm_jax")
@@ -67,8 +67,7 @@ def write(output: Path, model: Model, warned: list[str], drawn: Path | None) -> 
         parts += [page.figure(figure, "map of the distance of each spot")]
     parts += [page.heading("How it was made"), page.facts(_made(model, about, normalization))]
     parts += [page.paragraph("Not for clinical use.")]
-    with atomic_path(outputs.beside(output, "report")) as temporary:
-        temporary.write_text(page.page(output.stem, parts), encoding="utf-8")
+    write_text(outputs.beside(output, "report"), page.page(output.stem, parts))
 
 
 def _summary(model: Model, about: dict[str, Any], spots: int, genes: int) -> str:

@@ -16,12 +16,11 @@ from stfm_jax.data.datasets import Dataset
 from stfm_jax.models.method import Method
 from stfm_jax.report import tables
 from stfm_jax.report.write import ScoredFold, scored_folds, scores_of
-from stfm_jax.runtime.files import load_arrays, read_csv, read_json
+from stfm_jax.runtime.files import read_csv, read_json
 from stfm_jax.seeds import seeds_of
 
-COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran")  # of means
+COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual")  # of means
 DRAWN = ("pearson", "gene_structure", "moran", "crps", "coverage80", "width80")  # of draws
-DOWNSTREAM = ("residual", "ari", "svg", "programmes")  # where they were scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,36 +90,22 @@ class Part:
 
 def _cost(workdir: Path, fold: int, method: Method, seed: int) -> dict[str, float]:
     place = layout.fold_folder(workdir, fold)
-    folder, found = layout.method_folder(place, method.owner, seed), {}
-    fitted, predicted = (
-        folder / layout.FIT_COST,
-        (layout.method_folder(place, method.name, seed) / layout.PREDICT_COST),
-    )
-    for what, path in (("fit", fitted), ("predict", predicted)):
-        if path.exists():
-            about = read_json(path)
-            found |= {f"{what}_{k}": v for k, v in about.items() if v is not None}
-    trained = [row for s in ("select", "refit") for row in read_csv(folder / s / "history.csv")]
+    fitted = layout.method_folder(place, method.owner, seed)
+    predicted = layout.method_folder(place, method.name, seed) / layout.PREDICT_COST
+    found = {}
+    for path in (fitted / layout.FIT_COST, predicted):
+        about = read_json(path) if path.exists() else {}
+        found |= {name: value for name, value in about.items() if value is not None}
+    trained = [row for s in ("select", "refit") for row in read_csv(fitted / s / "history.csv")]
     if "fit_seconds" in found:  # what was done before a stop counts too
-        found["fit_seconds"] = max(
-            found["fit_seconds"], sum(float(row["seconds"]) for row in trained)
-        )
-    state = layout.model_folder(place, method.owner, seed) / "state.npz"
-    if state.exists():
-        found["numbers"] = _numbers(load_arrays(state))
+        before = sum(float(row["seconds"]) for row in trained)
+        found["fit_seconds"] = max(found["fit_seconds"], before)
     return found
-
-
-def _numbers(tree: Any) -> int:
-    """How many numbers a state is."""
-    if isinstance(tree, Mapping):
-        return sum(map(_numbers, tree.values()))
-    return int(np.size(tree))
 
 
 def table_of(part: Part, against: Mapping[str, dict], reference: str) -> tuple[list, list[list]]:
     """Columns and rows of point predictions, the best first."""
-    shown = [m for m in (*COLUMNS, *DOWNSTREAM) if any(m in part.rows[n] for n in part.means)]
+    shown = [m for m in COLUMNS if any(m in part.rows[n] for n in part.means)]
     if all(len(f.fold["test"]) == 1 for f in part.folds):
         shown = [name for name in shown if name != "pearson_slide"]
     columns = ["method", *shown, f"pearson less {reference}'s", "fit", "predict", "memory", "size"]

@@ -15,7 +15,7 @@ import stfm_jax
 from stfm_jax.report import comparison_page
 from stfm_jax.report.compared import Part, draws_table, legend_of, table_of
 from stfm_jax.report.write import comparisons
-from stfm_jax.runtime.files import atomic_path, write_csv, write_json
+from stfm_jax.runtime.files import write_csv, write_json, write_text
 
 _LOG = logging.getLogger("stfm_jax")
 
@@ -54,15 +54,10 @@ def write(workdir: Path, parts: Sequence[Part], reference: str, maps: int) -> No
     lines = ["# Methods side by side", ""]
     for part in parts:
         lines += [f"## {part.name}", "", *_markdown(part, against[part.name], reference), ""]
-    _write_text(workdir / "table.md", "\n".join(lines))
+    write_text(workdir / "table.md", "\n".join(lines))
     made = comparison_page.page_of(parts, against, ranks, reference, maps)
-    _write_text(workdir / "report.html", made)
+    write_text(workdir / "report.html", made)
     _LOG.info("\n%s\nreport: %s", "\n".join(lines), workdir / "report.html")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _against(part: Part, reference: str) -> dict[str, dict]:

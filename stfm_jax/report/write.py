@@ -167,7 +167,7 @@ def comparisons(
 
     In every fold over the seeds that both have; none where a fold has no such seed.
     """
-    seen = [Views(problem, dataset, f) for f in folds]
+    seen = [_Views(problem, dataset, f) for f in folds]
     rows = {}
     for pair in pairs:
         if not seen or not all(v.seeds_of(pair) for v in seen):
@@ -186,7 +186,7 @@ def comparisons(
     return rows
 
 
-class Views:
+class _Views:
     """A fold's truth and predictions on the scales that methods are compared on."""
 
     def __init__(self, problem: Any, dataset: Dataset, f: ScoredFold):

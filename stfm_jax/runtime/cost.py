@@ -12,8 +12,8 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def measured() -> Iterator[dict[str, Any]]:
-    """Yields a dict that holds, after the block, its `seconds` and `peak_gib`.
+def measured(what: str) -> Iterator[dict[str, Any]]:
+    """Yields a dict that holds, after the block, `WHAT_seconds` and `WHAT_peak_gib`.
 
     The peak is that of the whole process while the block ran, JAX and the data set with it. Where
     the system does not let it be set back (not Linux) it is None unless the block raised it.
@@ -22,9 +22,9 @@ def measured() -> Iterator[dict[str, Any]]:
     back, before = _set_back(), _peak()
     started = time.perf_counter()
     yield found
-    found["seconds"] = time.perf_counter() - started
+    found[f"{what}_seconds"] = time.perf_counter() - started
     peak = _peak()
-    found["peak_gib"] = peak / 2**30 if back or peak > before else None
+    found[f"{what}_peak_gib"] = peak / 2**30 if back or peak > before else None
 
 
 def _set_back() -> bool:

@@ -170,6 +170,16 @@ def disk_full_message(path: str | os.PathLike, error: OSError) -> str:
     )
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes text atomically, as UTF-8.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes strict JSON atomically: NaN and infinities as null, NumPy values as plain ones.
 
@@ -177,9 +187,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
       InputError: the disk is full.
       TypeError: a value that JSON has no form for.
     """
-    text = json.dumps(plain(obj), indent=2, allow_nan=False) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(plain(obj), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> Any:
