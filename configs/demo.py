@@ -34,4 +34,4 @@ def small_data(config):
     config.train.regions_per_slide = 2
     config.train.whole_share = 1.0
     config.train.epochs = 80
-    config.train.checkpoint_every = 10
+    config.train.checkpoint_every = 40

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stfm_jax.errors import InputError
+from stfm_jax.ops.neighbors import workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,8 @@ def weighted_copy(
 def _candidates(own: Placed, other: Placed, count: int) -> np.ndarray:
     """The planar nearest spots [n, c] of another section, nearest first."""
     count = min(count, len(other.coords_um))
-    index = cKDTree(other.coords_um).query(own.coords_um, k=count, workers=-1)[1]
+    threads = workers(len(own.coords_um))
+    index = cKDTree(other.coords_um).query(own.coords_um, k=count, workers=threads)[1]
     return index.reshape(len(own.coords_um), count)
 
 

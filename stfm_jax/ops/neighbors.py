@@ -19,6 +19,7 @@ from stfm_jax.errors import InputError
 
 TIE_TOLERANCE = 1e-4  # relative to the k-th distance [ours]
 SPOTS_AT_ONCE = 1 << 16
+FEW = 1 << 14  # places that one thread has found before others have started
 MAX_TIES = 24  # beyond k: a spot with more neighbours tied with its k-th is refused [ours]
 
 
@@ -80,7 +81,7 @@ def nearest(tree: cKDTree, spots: np.ndarray, k: int, include_self: bool = False
     n, coords = tree.n, tree.data[spots]
     width = min(n, k + 2 + MAX_TIES)
     first = min(n, k + 6)
-    distance, index = tree.query(coords, k=first, workers=-1)
+    distance, index = tree.query(coords, k=first, workers=workers(len(coords)))
     # The k-th neighbour is at column k: column 0 is the spot itself.
     radius = distance[:, k] * (1.0 + TIE_TOLERANCE)
     open_rows = distance[:, -1] <= radius
@@ -100,6 +101,11 @@ def nearest(tree: cKDTree, spots: np.ndarray, k: int, include_self: bool = False
     senders = np.sort(np.where(keep, index, n), axis=1)  # those left out are last
     receivers = np.repeat(np.arange(len(spots)), keep.sum(axis=1))
     return Graph(senders[senders < n].astype(np.int32), receivers.astype(np.int32))
+
+
+def workers(places: int) -> int:
+    """Threads to look up so many places with in a k-d tree, as scipy takes them."""
+    return 1 if places <= FEW else -1
 
 
 def _widen(distance, index, width):

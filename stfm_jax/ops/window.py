@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
+from stfm_jax.ops.neighbors import workers
+
 
 def lattice_window(
     coords: np.ndarray, steps: np.ndarray, side: int
@@ -27,6 +29,7 @@ def lattice_window(
     cells = np.stack(np.meshgrid(reach, reach, indexing="ij"), axis=-1).reshape(-1, 2)
     centres = coords[:, None] + cells @ np.asarray(steps, np.float64)
     within = np.linalg.norm(steps, axis=1).min() / 2
-    distance, found = cKDTree(coords).query(centres, distance_upper_bound=within, workers=-1)
+    threads = workers(centres[..., 0].size)
+    distance, found = cKDTree(coords).query(centres, distance_upper_bound=within, workers=threads)
     there = np.isfinite(distance)
     return np.where(there, found, 0).astype(np.int32), there

@@ -24,6 +24,8 @@ import scipy.linalg
 import scipy.stats
 from sklearn.cluster import KMeans
 
+from stfm_jax.runtime import cores
+
 NEAR, FAR = 0.80, 0.95  # quantiles: up to the first a slide is as training units are; past the
 # second it is a stranger
 PENALTY = 1e3  # of the leverage
@@ -77,7 +79,9 @@ def fit(
     """
     at = [np.flatnonzero(units == unit) for unit in np.unique(units)]
     sizes = _sizes(int(np.median([len(spots) for spots in at])))
-    rulers = {group: _ruler(x[groups != group], own) for group in np.unique(groups)}
+    kinds = np.unique(groups)
+    found = cores.each(_ruler, ((x[groups != group], own) for group in kinds), rows=len(x))
+    rulers = dict(zip(kinds, found, strict=True))
     left_out = [(rulers[groups[spots[0]]], x[spots], coords[spots]) for spots in at]
     medians = [np.median(_leverage(ruler, part)) for ruler, part, _ in left_out]
     leverage = np.exp(np.mean(np.log(medians)))

@@ -16,6 +16,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from stfm_jax.ops.metrics import mean_over_genes, pearson
+from stfm_jax.runtime import cores
 
 ALPHAS = tuple(10.0 ** np.arange(0.0, 4.6, 0.5))  # ridge, on features of unit variance
 KERNEL_ALPHAS = tuple(10.0 ** np.arange(-1.5, 1.6, 0.5))
@@ -176,21 +177,23 @@ def choose(kind: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: in
     unit = 1.0 / _median_squared_distance(x, seed) if kind == "kernel" else np.nan
     gammas = [g * unit for g in GAMMAS] if kind == "kernel" else [np.nan]
     alphas = KERNEL_ALPHAS if kind == "kernel" else ALPHAS
-    scores = np.zeros((len(gammas), len(alphas)))
-    for group in np.unique(groups):
+    kinds = np.unique(groups)
+
+    def left_out(group, gamma: float) -> list[float]:
+        """Scores of every alpha on one group."""
         out = groups == group
-        for i, gamma in enumerate(gammas):
-            path = (
-                _kernel_path(x[~out], y[~out], alphas, gamma, seed)
-                if kind == "kernel"
-                else _ridge_path(x[~out], y[~out], alphas)
-            )
-            design = None  # the same for every alpha
-            for j, regressor in enumerate(path):
-                design = _design(regressor, x[out]) if design is None else design
-                predicted = design @ regressor.weights + regressor.bias
-                scores[i, j] += mean_over_genes(pearson(predicted, y[out]))[0]
-    scores /= len(np.unique(groups))
+        seen = x[~out], y[~out], alphas
+        path = _kernel_path(*seen, gamma, seed) if kind == "kernel" else _ridge_path(*seen)
+        design, found = None, []  # the same for every alpha
+        for regressor in path:
+            design = _design(regressor, x[out]) if design is None else design
+            predicted = design @ regressor.weights + regressor.bias
+            found.append(mean_over_genes(pearson(predicted, y[out]))[0])
+        return found
+
+    pieces = [(group, gamma) for gamma in gammas for group in kinds]
+    found = cores.each(left_out, pieces, rows=len(x))
+    scores = np.reshape(found, (len(gammas), len(kinds), len(alphas))).mean(axis=1)
     i, j = np.unravel_index(np.argmax(scores), scores.shape)
     return Choice(float(alphas[j]), float(gammas[i]), float(scores[i, j]))
 
@@ -204,10 +207,13 @@ def out_of_fold(
     seed: int = 0,
 ) -> np.ndarray:
     """Prediction [n, g] of each group by a regressor that never saw it."""
-    prediction = np.zeros_like(y)
-    for group in np.unique(groups):
-        out = groups == group
-        prediction[out] = predict(fit(kind, x[~out], y[~out], choice, seed), x[out])
+
+    def of_group(out: np.ndarray) -> np.ndarray:
+        return predict(fit(kind, x[~out], y[~out], choice, seed), x[out])
+
+    prediction, parts = np.zeros_like(y), [(groups == group,) for group in np.unique(groups)]
+    for (out,), found in zip(parts, cores.each(of_group, parts, rows=len(x)), strict=True):
+        prediction[out] = found
     return prediction
 
 

@@ -19,7 +19,9 @@ from stfm_jax.models.holotea.settings import HoloTeaSettings
 from stfm_jax.models.method import Genes, Section
 from stfm_jax.models.stflow import joint
 from stfm_jax.regression import regressors
+from stfm_jax.runtime.checkpoint import Checkpoint
 from stfm_jax.runtime.devices import make_mesh, shard
+from stfm_jax.runtime.files import read_csv
 from stfm_jax.train import stages
 from stfm_jax.train.loop import Trained
 from stfm_jax.train.stages import Run, TrainSettings
@@ -74,18 +76,18 @@ def test_the_base_is_trained_first_and_stood_on(slides, tmp_path):
     settings = {"stack__prior": "base", "train__epochs": 4, "stack__epochs": 7}
     calls, states = recorded(slides, tmp_path, **settings)
     directories, names, flows, schedules, parts, arrays, scores = zip(*calls, strict=True)
-    kinds = ["stflow/select", "stflow/refit", "holotea/select", "holotea/refit"]
+    kinds = ["stflow/select", "stflow/refit", "stflow/part", "holotea/select", "holotea/refit"]
     assert [d.relative_to(tmp_path).as_posix() for d in directories] == kinds
     assert names == tuple(f"fold 1 {kind.replace('/', ' ')}" for kind in kinds)
-    assert flows[0] == flows[1] == flows[2].base and flows[2] == flows[3]
-    assert [schedule.epochs for schedule in schedules] == [4, 3, 7, 6]
-    assert [len(part) for part in parts] == [2, 3, 2, 3]
-    assert [part[0].context is None for part in parts] == [True, True, False, False]
-    assert [score is None for score in scores] == [False, True, False, True]
-    for own, base in ((2, 0), (3, 1)):
-        assert arrays[own].base_params == {"call": base + 1}  # of the same kind of stage
+    assert flows[0].flow == flows[1] == flows[2] == flows[3].base and flows[3] == flows[4]
+    assert [schedule.epochs for schedule in schedules] == [4, 3, 3, 7, 6]
+    assert [len(part) for part in parts] == [2, 3, 2, 2, 3]
+    assert [part[0].context is None for part in parts] == [True, True, True, False, False]
+    assert [score is None for score in scores] == [False, True, True, False, True]
+    for own, base in ((3, 2), (4, 1)):
+        assert arrays[own].base_params == {"call": base + 1}  # trained on the same slides
         chex.assert_trees_all_equal(arrays[own].base, arrays[base])
-    assert states["holotea"].params == {"call": 4} and states["holotea"].epochs == 6
+    assert states["holotea"].params == {"call": 5} and states["holotea"].epochs == 6
     assert states["holotea"].fitted.flow.base_params == {"call": 2}
     assert states["stflow"].params == {"call": 2} and states["stflow"].epochs == 3
 
@@ -103,7 +105,9 @@ def test_which_stages_for_how_many_epochs(slides, tmp_path, settings, given, kin
     settings = {"stack__prior": "base", "train__epochs": 4, "stack__epochs": 7, **settings}
     calls, states = recorded(slides, tmp_path, epochs=given, **settings)
     folders = [call[0].relative_to(tmp_path).as_posix() for call in calls]
-    assert folders == [f"{name}/{kind}" for name in ("stflow", "holotea") for kind in kinds]
+    part = ["part"] if len(kinds) == 2 else []  # holotea's selection stands on it
+    of_base = [f"stflow/{kind}" for kind in (*kinds, *part)]
+    assert folders == [*of_base, *(f"holotea/{kind}" for kind in kinds)]
     assert (states["stflow"].epochs, states["holotea"].epochs) == expected
     if kinds[-1] == "refit":
         refits = [call[3].epochs for call in calls if call[0].name == "refit"]
@@ -122,7 +126,7 @@ def test_what_is_fitted_alike_is_fitted_once(slides, tmp_path):
 def test_what_the_best_epoch_is_chosen_by(slides, tmp_path):
     """The base's by the Pearson of its mean; its own by the loss, with measured neighbours seen."""
     calls, _ = recorded(slides, tmp_path, stack__prior="base")
-    base, own = calls[0][6], calls[2][6]
+    base, own = calls[0][6], calls[3][6]
     seen = {s.name for s in calls[0][4]}
     validation = next(s for s in slides if s.name not in seen)
     true = np.log1p(validation.counts.toarray()[:, :8])
@@ -142,6 +146,21 @@ def test_what_the_best_epoch_is_chosen_by(slides, tmp_path):
     ):
         assert base(100.0) > 0.99 > base(1.0) > base(-1.0)
         assert (own(2.0), own(3.0)) == (-2.0, -3.0)
+
+
+def test_the_tower_is_selected_as_if_the_flow_were_trained_too(slides, tmp_path):
+    """Same start, noise and score; only the gradient's common limit is the tower's own."""
+    settings = {"train__epochs": 3, "train__clip_norm": 1e6}
+    kept = {}
+    for name, refit in (("alone", True), ("whole", False)):
+        fitted(slides, tmp_path / name, ("stflow",), train__refit=refit, **settings)
+        folder = tmp_path / name / "stflow" / "select"
+        kept[name] = Checkpoint(folder / "latest").restore_as_saved()["params"]
+        kept[name, "scores"] = [row["validation"] for row in read_csv(folder / "history.csv")]
+    assert list(kept["alone"]) == ["image"] and set(kept["whole"]) == {"image", "flow"}
+    chex.assert_trees_all_close(kept["alone"]["image"], kept["whole"]["image"], atol=1e-5)
+    assert kept["alone", "scores"] == kept["whole", "scores"]
+    assert len(set(kept["alone", "scores"])) == 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,12 +85,12 @@ class HoloTeaMethod(Method):
 
     def fit(self, cases: Sequence[Section], genes: Genes, run: Run) -> State:
         slides, flow = [case.slide for case in cases], self.settings.flow(len(genes.targets))
-        base = self.base.outcomes(slides, genes, run.of(self.base.name))
+        base = slides, genes, run.of(self.base.name)
         outcomes = select_and_refit(
             run,
             self.settings.epochs,
-            lambda: self._selection(flow, slides, genes, run, base["select"]),
-            lambda: self._stage(flow, slides, genes, run, base["refit"]),
+            lambda: self._selection(flow, slides, genes, run, self.base.trained_on_part(*base)),
+            lambda: self._stage(flow, slides, genes, run, self.base.outcomes(*base)["refit"]),
         )
         *_, last = outcomes.values()
         fitted = fetch(last.fitted.fitted)  # with the base's parameters

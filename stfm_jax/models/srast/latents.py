@@ -22,7 +22,7 @@ from stfm_jax.data.batching import bucket_size
 from stfm_jax.data.slide import Slide
 from stfm_jax.errors import InputError
 from stfm_jax.nn import graph_vae
-from stfm_jax.ops.neighbors import median_spacing
+from stfm_jax.ops.neighbors import median_spacing, workers
 
 COMPONENTS = 32
 NEIGHBORS = 6  # of each kind
@@ -170,7 +170,8 @@ def topology_of(scores: np.ndarray, coords_um: np.ndarray) -> graph_vae.Topology
     n = len(scores)
     k = min(CANDIDATES, n - 1)
     aside = _ASIDE * median_spacing(coords_um)  # so that no two spots of a lattice are equally near
-    near = cKDTree(coords_um).query(coords_um + aside, k=k + 1, workers=-1)[1][:, 1:]
+    threads = workers(len(coords_um))
+    near = cKDTree(coords_um).query(coords_um + aside, k=k + 1, workers=threads)[1][:, 1:]
     far = np.empty(near.shape, np.float32)
     for one in range(0, n, MAX_SPOTS):
         rows = slice(one, one + MAX_SPOTS)

@@ -204,10 +204,12 @@ class STFlow:
     def init(self, key: jax.Array, arrays: FlowArrays, num_features: int) -> dict:
         """Network parameters."""
         params = {"flow": self.network.init(key, num_features)}
-        if self.image is not None:
-            example = jnp.zeros((1, num_features))
-            params["image"] = self.image.init(jax.random.fold_in(key, 1), example)
-        return params
+        return params if self.image is None else params | self.init_image(key, num_features)
+
+    def init_image(self, key: jax.Array, num_features: int) -> dict:
+        """The image tower's part of `init`."""
+        example = jnp.zeros((1, num_features))
+        return {"image": self.image.init(jax.random.fold_in(key, 1), example)}
 
     def loss(
         self, params: dict, arrays: FlowArrays, batch: Batch, key: jax.Array

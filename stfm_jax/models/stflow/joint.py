@@ -52,9 +52,14 @@ def errors(
         x_1_hat = anchor + network(x_t, t)
     error = flow.time_weight(path, t) * (x_1_hat - batch.expr) ** 2
     if parts.said is not None:
-        target = (batch.expr - arrays.gene_mean) / arrays.gene_std
-        error = error + (parts.said - target) ** 2
+        error = error + image_errors(parts.said, arrays, batch)
     return x_1_hat, error
+
+
+def image_errors(said: jax.Array, arrays: Any, batch: Batch) -> jax.Array:
+    """The image tower's terms of the loss [N, g]."""
+    target = (batch.expr - arrays.gene_mean) / arrays.gene_std
+    return (said - target) ** 2
 
 
 def noise_keys(key: jax.Array, batch: Batch) -> jax.Array:

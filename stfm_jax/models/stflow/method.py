@@ -30,6 +30,7 @@ from stfm_jax.models.regression import RegressionSettings
 from stfm_jax.models.stflow import memory, whole_slide
 from stfm_jax.models.stflow.flow import Fitted, STFlow, TrainingSet
 from stfm_jax.models.stflow.settings import STFlowSettings
+from stfm_jax.models.stflow.tower import TowerAlone
 from stfm_jax.models.strangers import Strangers
 from stfm_jax.ops import metrics
 from stfm_jax.regression import regressors
@@ -98,7 +99,7 @@ class STFlowMethod(Method):
         return self.settings.flow(0).seen
 
     def outcomes(self, slides: Sequence[Slide], genes: Genes, run: Run) -> dict[str, Outcome]:
-        """What was fitted and trained in each stage; HoloTea stands on each."""
+        """What was fitted and trained in each stage; HoloTea stands on the last."""
         flow = self.settings.flow(len(genes.targets))
 
         def make() -> dict[str, Outcome]:
@@ -117,8 +118,17 @@ class STFlowMethod(Method):
         """What is fitted to all slides but the one held out, by whose Pearson epochs are chosen."""
         part, held = run.held_out(slides)
         training = flow.training_set(part, genes.targets, run.seed, run.once)
-        score = self._score(flow, training, held, genes, run)
-        return training, stage_of(flow, training, run, score)
+        stage = stage_of(flow, training, run, self._score(flow, training, held, genes, run))
+        return training, stage._replace(trainable=TowerAlone(flow)) if _tower(flow, run) else stage
+
+    def trained_on_part(self, slides: Sequence[Slide], genes: Genes, run: Run) -> Outcome:
+        """The whole network of the selection's best epoch; HoloTea's selection stands on it."""
+        found = self.outcomes(slides, genes, run)["select"]
+        flow = self.settings.flow(len(genes.targets))
+        if not _tower(flow, run):
+            return found
+        stage = stage_of(flow, found.fitted, run)
+        return found._replace(trained=run.stage("part", stage, found.epochs))
 
     def _refit(
         self, flow: STFlow, slides: Sequence[Slide], genes: Genes, run: Run
@@ -161,6 +171,11 @@ class STFlowMethod(Method):
         targets = len(request.genes.targets)
         flow = self.settings.flow(targets)
         return memory.bytes_needed(flow, state.fitted, targets, num_spots, request.draws)
+
+
+def _tower(flow: STFlow, run: Run) -> bool:
+    """Whether epochs are selected by the tower alone; where nothing is refitted, it is kept."""
+    return flow.mean_is_closed and run.settings.refit
 
 
 def standing_back(
