@@ -235,6 +235,7 @@ def get_config() -> ConfigDict:
     compare.tasks = ()  # likewise, of data.task
     compare.reference = "stflow"  # that every other row is set against
     compare.maps = 4  # genes that are drawn by method
+    compare.controls = False  # predictions that know the truth, scored beside the methods
 
     sample = config.sample = ConfigDict()
     sample.evaluations = 5  # network evaluations of a draw

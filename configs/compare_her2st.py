@@ -15,4 +15,5 @@ def get_config():
     config = her2st_stflow.get_config()
     config.methods = base.COMPARED
     config.compare.normalizations = ("log1p", "log1p_cp10k")
+    config.compare.controls = True
     return config

@@ -16,5 +16,6 @@ def get_config():
     config = hest.get_config()
     config.methods = base.COMPARED
     config.compare.normalizations = ("log1p", "log1p_cp10k")
+    config.compare.controls = True
     config.compare.tasks = TASKS
     return config

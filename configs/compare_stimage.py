@@ -13,5 +13,6 @@ def get_config():
     config = stimage.get_config()
     config.methods = base.COMPARED
     config.compare.normalizations = ("log1p", "log1p_cp10k")
+    config.compare.controls = True
     config.compare.tasks = stimage.TISSUES
     return config

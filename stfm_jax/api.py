@@ -26,7 +26,7 @@ import anndata
 import pandas as pd
 from ml_collections import ConfigDict
 
-from stfm_jax import builtin, experiment, layout, seeds, store
+from stfm_jax import builtin, experiment, layout, seeds, store, trained
 from stfm_jax import workdir as workdirs
 from stfm_jax.data import feature_blocks
 from stfm_jax.data.panel import GENE_COLUMNS
@@ -215,7 +215,7 @@ def _loaded(
         if seed is not None:
             config.seed, config.seeds = seed, ()
         config.predict.method = method or config.predict.method
-    return Model(path, config, *experiment.load_model(config, path))
+    return Model(path, config, *trained.load_model(config, path))
 
 
 def export(

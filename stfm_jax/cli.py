@@ -18,7 +18,7 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from stfm_jax import comparison, experiment, seeds
+from stfm_jax import comparison, experiment, seeds, trained
 from stfm_jax import workdir as workdirs
 from stfm_jax.errors import InputError
 from stfm_jax.predict import outputs
@@ -123,7 +123,7 @@ def _tell_of_embeddings(opened: experiment.Experiment) -> None:
 
 
 def _predict(config: ConfigDict, workdir: Path) -> None:
-    model, folder = experiment.load_model(config, workdir)
+    model, folder = trained.load_model(config, workdir)
     predict_file(config, model, folder)
 
 

@@ -35,6 +35,7 @@ class CompareSettings(Settings):
     tasks: tuple[str, ...] = setting(())  # likewise values of data.task; none: the config's own
     reference: str = setting("stflow")  # that every other row is set against
     maps: int = setting(4, least=1)  # genes that are drawn by method
+    controls: bool = setting(False)  # whether what knows the truth is scored, too
 
     def __post_init__(self):
         super().__post_init__()

@@ -37,8 +37,7 @@ from stfm_jax.report import write as report
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.cost import measured
 from stfm_jax.runtime.devices import make_mesh
-from stfm_jax.runtime.files import save_arrays, write_json
-from stfm_jax.score import expected
+from stfm_jax.runtime.files import read_json, save_arrays, write_json
 from stfm_jax.score.genes import gene_rows
 from stfm_jax.seeds import seeds_of
 from stfm_jax.settings import Settings, setting
@@ -55,6 +54,7 @@ class RunSettings(Settings):
     devices: int = setting(0, least=0)
     draws: int = setting(99, at="sample.draws", least=2)  # the CRPS compares draws
     mean_draws: int = setting(8, at="sample.mean_draws", least=1)
+    controls: bool = setting(False, at="compare.controls")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +173,7 @@ def evaluate(opened: Experiment) -> None:
             cases = _cases(opened, index)
             for of_seed, methods in there:
                 _score_fold(of_seed, index, cases, methods)
+            _score_controls(opened, index, cases)
     _report(opened)
 
 
@@ -205,13 +206,15 @@ def _cases(opened: Experiment, index: int) -> Cases:
 
 def _run_fold(opened: Experiment, index: int) -> None:
     left = [(o, methods) for o in opened.of_seeds if (methods := _not_scored(o, index))]
-    if not left:
+    if not left and _controls_there(opened, index):
         _LOG.info("fold %d: done before", index)
         return
     cases = _cases(opened, index)
     for of_seed, methods in left:
         _fit(of_seed, index, cases, {})
         _score_fold(of_seed, index, cases, [m for m in methods if _fitted(of_seed, index, m)])
+    if not _controls_there(opened, index):
+        _score_controls(opened, index, cases)
 
 
 def _not_scored(opened: Experiment, index: int) -> list[Method]:
@@ -321,6 +324,24 @@ def _score_fold(opened: Experiment, index: int, cases: Cases, methods: list[Meth
         _score(opened, index, cases, model, truth, true)
 
 
+def _controls_there(opened: Experiment, index: int) -> bool:
+    """Whether the controls of a fold were scored, or are not asked for."""
+    path = opened.place(index) / layout.CONTROLS
+    asked = RunSettings.of(opened.config).controls
+    return not asked or distributed.of_main(
+        path.exists() and read_json(path)["seed"] == opened.seed
+    )
+
+
+def _score_controls(opened: Experiment, index: int, cases: Cases) -> None:
+    """Once for all methods and seeds, where the config asks for it."""
+    if RunSettings.of(opened.config).controls:
+        scores = opened.problem.controls(opened.problem.truth(cases), opened.seed)
+        path = opened.place(index) / layout.CONTROLS
+        write_json(path, {"seed": opened.seed, "scores": scores})
+        distributed.barrier("controls")
+
+
 def _checked_model(opened: Experiment, index: int, cases: Cases, method: Method) -> Model:
     """A method's model of a fold, whose slides still have the features it was fitted to."""
     model = store.load(opened.model_of(index, method), method)
@@ -366,35 +387,3 @@ def predict_cases(opened: Experiment, model: Model, cases: Cases) -> Predicted |
         if not any(model.method.lacks(case) for case in cases.test):  # else it was said
             _LOG.warning("%s: no row, %s", model.method.name, lack)
         return None
-
-
-def load_model(config: Any, workdir: Path) -> tuple[Model, Path]:
-    """The model that predicts, and its folder: of all slides, or of `config.fold`.
-
-    Raises:
-      InputError: there is none, or it is damaged.
-    """
-    name = config.predict.method or config.methods[-1]
-    method = table.build(name, config)
-    place = layout.fold_folder(workdir, config.fold)
-    folder, first_form = layout.model_folder(place, method.owner, config.seed), place / "model"
-    if not store.exists(folder) and store.exists(first_form):
-        return store.load_first_form(first_form, method), first_form
-    _check_seed(place, method.owner, config.seed)
-    model = store.load(folder, method)
-    if config.fold is None:  # a fold's model predicts no slide that the others' scores speak of
-        scores = expected.of_workdir(workdir, method.name) or model.expected
-        model = dataclasses.replace(model, expected=scores)
-    return model, folder
-
-
-def _check_seed(place: Path, owner: str, seed: int) -> None:
-    """Raises InputError where there is no model of the seed, but one of another."""
-    folders = {s: layout.model_folder(place, owner, s) for s in layout.seeds_in(place, owner)}
-    there = [other for other, folder in folders.items() if store.exists(folder)]
-    if there and seed not in there:
-        raise InputError(
-            f"{layout.model_folder(place, owner, seed)}: holds no trained model, but there are "
-            f"those of seed {', '.join(map(str, there))}; set --config.seed={there[0]}, or train "
-            f"with --config.seed={seed}."
-        )

@@ -4,6 +4,7 @@ W/config.json                     the resolved config
 W/embeddings/                     features that were made here
 W/dataset/                        the data set as --mode=export writes it
 W/fold_<i>/fold.json, truth.npz   slides and genes of the fold; what was measured
+W/fold_<i>/controls.json          scores of predictions that know the truth, where asked for
 W/fold_<i>/<method>/seed_<s>/     select/, refit/ (train.stages), model/ (store), and
                                   scores.json, predictions.npz of the fold's test slides,
                                   fit_cost.json, predict_cost.json (runtime.cost)
@@ -17,6 +18,7 @@ from pathlib import Path
 
 FINAL = "final"
 FIT_COST, PREDICT_COST = "fit_cost.json", "predict_cost.json"
+CONTROLS = "controls.json"
 # What a run writes beside the folders of its folds; features that are there are read, not replaced.
 _WRITTEN = (
     *("dataset", FINAL, "fold_*", "sections", "metrics.json", "per_gene.csv", "history.csv"),

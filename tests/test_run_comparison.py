@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from stfm_jax.runtime.cost import measured
+from stfm_jax.score import controls
 
 METHODS = "('mean','ridge','stnet','anchor','stflow')"
 
@@ -25,6 +26,7 @@ def arguments(workdir, data, **overrides) -> list[str]:
         "train.epochs": 2,
         "sample.draws": 99,
         "compare.normalizations": "('log1p','log1p_cp10k')",
+        "compare.controls": True,
     }
     return tiny.arguments(workdir, **(fields | overrides))
 
@@ -89,6 +91,62 @@ def test_rows_are_ranked_costed_and_set_against_the_reference(compared):
     )
     assert float(cell["mean"]) == part["methods"]["ridge"]["pearson"]["mean"]
     assert "| ridge |" in (compared / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_controls_stand_apart_from_the_ranked_rows(compared):
+    """They know the truth; a score that does not order them is marked, and a note says why."""
+    found = json.loads((compared / "metrics.json").read_text())
+    assert not set(controls.NAMES) & set(found["ranks"])
+    part = found["parts"]["log1p"]
+    assert tuple(part["controls"]) == controls.NAMES
+    assert not set(controls.NAMES) & (set(part["methods"]) | set(part["against"]))
+    assert part["controls"]["truth_smooth"]["pearson"]["mean"] > 0.3
+    assert part["controls"]["shuffle_spots"]["gene_structure"]["mean"] == pytest.approx(1.0)
+    assert "pearson" not in part["unordered"]
+    assert part["unordered"]["gene_structure"][1] == "shuffle_spots"
+    rows = list(csv.DictReader((compared / "table.csv").open()))
+    kinds = {row["row"]: row["kind"] for row in rows}
+    assert {name for name, kind in kinds.items() if kind == "control"} == set(controls.NAMES)
+    text = (compared / "table.md").read_text()
+    page = html.unescape((compared / "report.html").read_text())
+    for said in (text, page):
+        for wanted in ("controls: they know the truth", "shuffle_genes"):
+            assert wanted in said, wanted
+        (mark,) = set(re.findall(r"gene_structure (\[\d\])", said))
+        assert f"{mark} gene_structure does not order its controls" in said
+        assert not re.search(r"\bpearson \[", said)
+
+
+@pytest.mark.slow
+def test_a_workdir_without_controls_gets_them_and_keeps_the_rest(compared, data, tmp_path):
+    workdir = shutil.copytree(compared, tmp_path / "W")
+    places = [
+        workdir / part / f"fold_{i}" / "controls.json"
+        for part in ("log1p", "log1p_cp10k")
+        for i in range(3)
+    ]
+    first = [path.read_text() for path in places]
+    places[0].unlink()
+    places[1].write_text(json.dumps({"seed": 1, "scores": {}}))  # of another seed
+    kept = {path: path.stat().st_mtime_ns for path in workdir.glob("*/fold_*/*/seed_0/*")}
+    assert tiny.command(*arguments(workdir, data)) == 0
+    assert [path.read_text() for path in places] == first
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    places[2].unlink()
+    assert tiny.command(*arguments(workdir, data), "--mode=eval") == 0
+    assert [path.read_text() for path in places] == first
+
+
+@pytest.mark.slow
+def test_controls_are_scored_and_shown_where_they_are_asked_for(compared, data, tmp_path):
+    workdir = shutil.copytree(compared, tmp_path / "W")
+    for path in workdir.glob("log1p/fold_*/controls.json"):
+        path.unlink()
+    assert tiny.command(*arguments(workdir, data, **{"compare.controls": False})) == 0
+    for part in json.loads((workdir / "metrics.json").read_text())["parts"].values():
+        assert part["controls"] == part["unordered"] == {}
+    assert not list(workdir.glob("log1p/fold_*/controls.json"))
 
 
 @pytest.mark.slow

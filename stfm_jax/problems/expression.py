@@ -31,6 +31,7 @@ from stfm_jax.problems.problem import Cases, Predicted, Problem
 from stfm_jax.regression.features import fit_transform
 from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import file_name, write_csv
+from stfm_jax.score import controls
 from stfm_jax.score import expression as score
 from stfm_jax.settings import Settings, setting
 
@@ -185,6 +186,10 @@ class Expression(Problem):
         if predicted.draws is not None:
             found[method.draws_as] = score.score_draws(predicted.draws, truth, seed)
         return found
+
+    def controls(self, truth: score.TestSet, seed: int) -> dict[str, dict[str, float]]:
+        made = controls.predictions(truth.expr, truth.coords_um, seed)
+        return {name: score.score_point(prediction, truth) for name, prediction in made.items()}
 
     def kept(self, predicted: Predicted, true: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         found = super().kept(predicted, true, seed)

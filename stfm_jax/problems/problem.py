@@ -146,6 +146,16 @@ class Problem(ABC):
     ) -> dict[str, dict[str, float]]:
         """Scores by row: of the method, and of its draws."""
 
+    def controls(self, truth: Any, seed: int) -> dict[str, dict[str, float]]:
+        """Scores of predictions that know the truth (`score.controls`), by name; none of a split,
+        whose rows keep their parents' counts.
+
+        Args:
+          truth: of a fold.
+          seed: of the orders in which they are shuffled.
+        """
+        return {}
+
     def kept(self, predicted: Predicted, true: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         """Arrays for predictions.npz, all test cases one after the other.
 

@@ -17,6 +17,7 @@ from stfm_jax.models.method import Method
 from stfm_jax.report import tables
 from stfm_jax.report.write import ScoredFold, scored_folds, scores_of
 from stfm_jax.runtime.files import read_csv, read_json
+from stfm_jax.score import controls
 from stfm_jax.seeds import seeds_of
 
 COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual")  # of means
@@ -48,6 +49,31 @@ class Part:
         scores = [[scores_of(f, seed) for seed in self.seeds] for f in self.folds]
         return tables.summarize(scores)["methods"]
 
+    @functools.cached_property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """Cells of what knows the truth, as of `rows`; none where the config asks for none."""
+        if not self.config.compare.controls:
+            return {}
+        places = (layout.fold_folder(self.workdir, f.fold["fold"]) for f in self.folds)
+        paths = (place / layout.CONTROLS for place in places)
+        scores = [[read_json(path)["scores"]] for path in paths if path.exists()]
+        return tables.summarize(scores)["methods"]
+
+    @functools.cached_property
+    def unordered(self) -> dict[str, tuple[str, str]]:
+        """By metric that does not order its controls: the positive one that is no better than a
+        negative one, and that one."""
+        cells = {metric: None for row in self.controls.values() for metric in row}
+        found = {metric: self._wrong_order(metric) for metric in cells}
+        return {metric: pair for metric, pair in found.items() if pair}
+
+    def _wrong_order(self, metric: str) -> tuple[str, str] | None:
+        sign = -1.0 if metric in tables.LOWER_IS_BETTER else 1.0
+        values = {n: sign * _mean_of(row.get(metric, {})) for n, row in self.controls.items()}
+        low = min(controls.POSITIVE, key=values.__getitem__)
+        high = max(controls.NEGATIVE, key=values.__getitem__)
+        return (low, high) if values[low] <= values[high] else None  # not so of NaN
+
     @property
     def means(self) -> list[str]:
         """Rows of point predictions, the best first."""
@@ -63,8 +89,7 @@ class Part:
 
     def value(self, row: str, metric: str) -> float:
         """Mean over folds and seeds, NaN where it was not measured."""
-        found = self.rows.get(row, {}).get(metric, {}).get("mean")
-        return np.nan if found is None else float(found)
+        return _mean_of(self.rows.get(row, {}).get(metric, {}))
 
     @functools.cached_property
     def costs(self) -> dict[str, dict[str, float]]:
@@ -88,6 +113,10 @@ class Part:
         return found
 
 
+def _mean_of(cell: Mapping[str, Any]) -> float:
+    return tables.number(cell.get("mean"))
+
+
 def _cost(workdir: Path, fold: int, method: Method, seed: int) -> dict[str, float]:
     place = layout.fold_folder(workdir, fold)
     fitted = layout.method_folder(place, method.owner, seed)
@@ -103,12 +132,47 @@ def _cost(workdir: Path, fold: int, method: Method, seed: int) -> dict[str, floa
     return found
 
 
-def table_of(part: Part, against: Mapping[str, dict], reference: str) -> tuple[list, list[list]]:
-    """Columns and rows of point predictions, the best first."""
-    shown = [m for m in COLUMNS if any(m in part.rows[n] for n in part.means)]
+def tables_of(
+    part: Part, against: Mapping[str, dict], reference: str
+) -> list[tuple[list, list[list]]]:
+    """Columns and rows of point predictions, of draws and of controls, those that there are."""
+    each = _means_table(part, against, reference), _draws_table(part), _controls_table(part)
+    return [(columns, rows) for columns, rows in each if rows]
+
+
+def _shown(part: Part) -> list[str]:
+    found = [m for m in COLUMNS if any(m in part.rows[n] for n in part.means)]
     if all(len(f.fold["test"]) == 1 for f in part.folds):
-        shown = [name for name in shown if name != "pearson_slide"]
-    columns = ["method", *shown, f"pearson less {reference}'s", "fit", "predict", "memory", "size"]
+        return [name for name in found if name != "pearson_slide"]
+    return found
+
+
+def _marks(part: Part) -> dict[str, str]:
+    """By metric of the tables that does not order its controls."""
+    marked = [metric for metric in part.unordered if metric in COLUMNS + DRAWN]
+    return {metric: f"[{i}]" for i, metric in enumerate(marked, 1)}
+
+
+def _marked(part: Part, metrics: Sequence[str]) -> list[str]:
+    """Names of columns, with marks that `notes_of` explains."""
+    marks = _marks(part)
+    return [f"{metric} {marks[metric]}" if metric in marks else metric for metric in metrics]
+
+
+def _means_table(
+    part: Part, against: Mapping[str, dict], reference: str
+) -> tuple[list, list[list]]:
+    """The best first."""
+    shown = _shown(part)
+    columns = [
+        "method",
+        *_marked(part, shown),
+        f"pearson less {reference}'s",
+        "fit",
+        "predict",
+        "memory",
+        "size",
+    ]
     rows = []
     for name in part.means:
         cells = [tables.cell_text(part.rows[name].get(m, {}), 3) for m in shown]
@@ -145,13 +209,35 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def draws_table(part: Part) -> tuple[list, list[list]]:
+def _draws_table(part: Part) -> tuple[list, list[list]]:
     shown = [m for m in DRAWN if any(m in part.rows[n] for n in part.drawn)]
     rows = [
         [name, *(tables.cell_text(part.rows[name].get(m, {}), 3) for m in shown)]
         for name in sorted(part.drawn, key=lambda name: part.value(name, "crps"))
     ]
-    return ["draws of", *shown], rows
+    return ["draws of", *_marked(part, shown)], rows
+
+
+def _controls_table(part: Part) -> tuple[list, list[list]]:
+    shown = _shown(part)
+    rows = [
+        [name, *(tables.cell_text(cells.get(m, {}), 3) for m in shown)]
+        for name, cells in part.controls.items()
+    ]
+    return ["controls: they know the truth", *_marked(part, shown)], rows
+
+
+def notes_of(part: Part) -> list[str]:
+    """What is said under the tables, a sentence or more a line."""
+    notes = [f"{legend_of(part)}."]
+    for metric, mark in _marks(part).items():
+        found = {name: _mean_of(part.controls[name][metric]) for name in part.unordered[metric]}
+        each = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        notes.append(
+            f"{mark} {metric} does not order its controls ({each}): by itself it does not say how "
+            "well spots are told apart."
+        )
+    return notes
 
 
 def legend_of(part: Part) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 import stfm_jax
 from stfm_jax.report import comparison_page
-from stfm_jax.report.compared import Part, draws_table, legend_of, table_of
+from stfm_jax.report.compared import Part, notes_of, tables_of
 from stfm_jax.report.write import comparisons
 from stfm_jax.runtime.files import write_csv, write_json, write_text
 
@@ -38,6 +38,8 @@ def write(workdir: Path, parts: Sequence[Part], reference: str, maps: int) -> No
                 part.name: {
                     "methods": part.rows,
                     "against": against[part.name],
+                    "controls": part.controls,
+                    "unordered": part.unordered,
                     "costs": part.costs,
                     "split": part.dataset.folds_from,
                     "folds": [f.fold["test"] for f in part.folds],
@@ -84,16 +86,17 @@ def _csv_rows(part: Part) -> list[dict]:
             "row": row,
             "metric": metric,
             **{name: cell.get(name) for name in ("mean", "std", "seed_std")},
+            "kind": kind,
         }
-        for row, cells in part.rows.items()
+        for kind, rows in (("method", part.rows), ("control", part.controls))
+        for row, cells in rows.items()
         for metric, cell in cells.items()
     ]
 
 
 def _markdown(part: Part, against: Mapping[str, dict], reference: str) -> list[str]:
     lines = []
-    for columns, rows in (table_of(part, against, reference), draws_table(part)):
-        if rows:
-            lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-            lines += [f"| {' | '.join(map(str, row))} |" for row in rows] + [""]
-    return [*lines, f"{legend_of(part)}."]
+    for columns, rows in tables_of(part, against, reference):
+        lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [f"| {' | '.join(map(str, row))} |" for row in rows] + [""]
+    return [*lines, "  \n".join(notes_of(part))]

@@ -11,7 +11,7 @@ import stfm_jax
 from stfm_jax.ops import metrics
 from stfm_jax.plots import comparison as plots
 from stfm_jax.report import page
-from stfm_jax.report.compared import Part, draws_table, legend_of, table_of
+from stfm_jax.report.compared import Part, notes_of, tables_of
 
 FLOOR = "mean"  # the row that sees nothing
 NEAR = 0.02  # [ours] of Pearson: as good as the best, for someone who waits
@@ -98,10 +98,9 @@ def _scope(parts: Sequence[Part]) -> str:
 
 def _part_html(part: Part, against: Mapping[str, dict], reference: str, maps: int) -> list[str]:
     body = [page.heading(part.name)]
-    for columns, rows in (table_of(part, against, reference), draws_table(part)):
-        if rows:
-            body.append(page.table(columns, [[str(c).replace("+-", "±") for c in r] for r in rows]))
-    body.append(page.paragraph(f"{legend_of(part)}.".replace("+-", "±")))
+    for columns, rows in tables_of(part, against, reference):
+        body.append(page.table(columns, [[str(c).replace("+-", "±") for c in r] for r in rows]))
+    body += [page.paragraph(note.replace("+-", "±")) for note in notes_of(part)]
     drawn = [name for name in part.means if name != FLOOR] or part.means  # it leaves no room
     cells = {name: part.rows[name]["pearson"] for name in drawn}
     body.append(page.figure(plots.accuracy(cells), f"{part.name}: Pearson of each method"))

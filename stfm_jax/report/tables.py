@@ -23,7 +23,8 @@ def summarize(scores: Sequence[Sequence[Mapping[str, Mapping[str, float]]]]) -> 
     """Mean and spread over folds, and over seeds, of every metric of every method.
 
     Args:
-      scores: per fold and per seed, {method: {metric: value}}, which may lack a method or a metric.
+      scores: per fold and per seed, {method: {metric: value}}, which may lack a method or a metric;
+        None is NaN, as JSON has it.
 
     Returns:
       {"methods": {method: {metric: cell}}}, methods and metrics in order of first appearance; see
@@ -36,7 +37,7 @@ def summarize(scores: Sequence[Sequence[Mapping[str, Mapping[str, float]]]]) -> 
             for metric, value in metrics.items():
                 missing = np.full(shape, math.nan)
                 values = methods.setdefault(method, {}).setdefault(metric, missing)
-                values[index] = float(value)
+                values[index] = number(value)
     return {
         "methods": {
             method: {metric: _cell_of(values) for metric, values in metrics.items()}
@@ -99,7 +100,7 @@ def text_table(
     columns = [["", *methods]]
     for metric in metrics:
         cells = [row.get(metric, {}) for row in methods.values()]
-        best = _best([_number(cell.get("mean")) for cell in cells], metric, digits)
+        best = _best([number(cell.get("mean")) for cell in cells], metric, digits)
         columns.append(
             [
                 metric + " ",
@@ -118,7 +119,7 @@ def text_table(
 
 def cell_text(cell: Mapping[str, Any], digits: int) -> str:
     """The mean with its spreads, "-" where nothing was measured."""
-    mean, *spreads = (_number(cell.get(name)) for name in ("mean", "std", "seed_std"))
+    mean, *spreads = (number(cell.get(name)) for name in ("mean", "std", "seed_std"))
     if math.isnan(mean):
         return "-"
     marks = (
@@ -135,7 +136,8 @@ def legend(folds: int, folds_in_split: int, seeds: int) -> str:
     return f"Mean {SPREADS[0]} spread over {folds} of {folds_in_split} folds{over_seeds}"
 
 
-def _number(value: float | None) -> float:
+def number(value: float | None) -> float:
+    """Of JSON, which has no NaN."""
     return math.nan if value is None else float(value)
 
 

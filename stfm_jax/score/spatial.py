@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from stfm_jax.ops import metrics
-from stfm_jax.ops.neighbors import knn_graph
+from stfm_jax.ops.neighbors import Graph, knn_graph
 
 NEIGHBORS = 8  # of a spot, ties kept
+
+
+def graph(coords_um: np.ndarray, include_self: bool = False) -> Graph:
+    """Each spot's neighbours on a slide, places [n, 2], by which scores and controls go."""
+    return knn_graph(coords_um, min(NEIGHBORS, len(coords_um) - 1), include_self)
 
 
 def moran(
@@ -17,8 +22,5 @@ def moran(
 ) -> float:
     """Agreement of Moran's I per gene with the measured one, the mean over slides [n_i, g]."""
     parts = zip(prediction, true, coords_um, strict=True)
-    found = [
-        metrics.moran_agreement(p, y, *knn_graph(c, min(NEIGHBORS, len(c) - 1)))
-        for p, y, c in parts
-    ]
+    found = [metrics.moran_agreement(p, y, *graph(c)) for p, y, c in parts]
     return float(np.mean(found))

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import tiny
 
-from stfm_jax import experiment
 from stfm_jax.data import embeddings, feature_store
 from stfm_jax.errors import InputError
 from stfm_jax.models import strangers
@@ -24,13 +23,14 @@ from stfm_jax.predict import slide as predict
 from stfm_jax.predict.file import check_options
 from stfm_jax.regression import regressors
 from stfm_jax.runtime import memory as memory_free
+from stfm_jax.trained import load_model
 
 GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return experiment.load_model(trained.config(), trained.workdir)[0]
+    return load_model(trained.config(), trained.workdir)[0]
 
 
 @pytest.fixture

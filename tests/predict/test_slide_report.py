@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
-from stfm_jax import experiment
 from stfm_jax.predict import slide_report
 from stfm_jax.predict.file import predict_file
 from stfm_jax.runtime.files import read_csv
+from stfm_jax.trained import load_model
 
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return experiment.load_model(trained.config(), trained.workdir)[0]
+    return load_model(trained.config(), trained.workdir)[0]
 
 
 @pytest.fixture(scope="module")

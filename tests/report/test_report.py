@@ -31,6 +31,8 @@ def test_summary_leaves_nan_out_but_keeps_its_place():
     nothing = report.summarize([[{"mean": {"pearson": np.nan}}]])["methods"]["mean"]["pearson"]
     assert np.isnan(nothing["mean"]) and np.isnan(nothing["seeds"]).all()
     assert report.summarize([]) == {"methods": {}}
+    of_json = report.summarize([[{"mean": {"gene_structure": None}}]])  # NaN as it was read back
+    assert np.isnan(of_json["methods"]["mean"]["gene_structure"]["mean"])
 
 
 def cell(*folds) -> dict:
