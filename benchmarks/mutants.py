@@ -1,11 +1,14 @@
 """Do the tests of a module notice when it is wrong?
 
-    python benchmarks/mutants.py [--modules=ops,flow,data,regression,report] [--at-most=20]
+    python benchmarks/mutants.py [--modules=ops,flow,data,regression,report,score] [--at-most=20]
+        [--seed=0]
 
-Of every module of these packages (data has the readers) so many places are drawn, seed 0, and each
-is made wrong in turn: an operator, a comparison, a constant, a condition. Then those of the
+Of every module of these packages (data has the readers) so many places are drawn, and each is made
+wrong in turn: an operator, a comparison, a constant, a condition. Then those of the
 module's own tests run that pass by the place, the slow ones aside. A mutant that none of them
-notices has survived. Equivalent ones count as survivors too, but for those that
+notices has survived. A draw of another seed is fresh: it leaves out what smaller seeds drew, for
+which tests may have been written since. At first sight is as it was when a mutant was first run,
+before any test was written for it. Equivalent ones count as survivors too, but for those that
 results/mutants_equivalent.json argues, one by one. Each is a line of results/mutants.jsonl. What is
 there is not run again while the module and its tests are the same; one that was killed, while the
 module is and the test that did it is there. `--summary` prints what is there and runs nothing.
@@ -32,7 +35,7 @@ from watched import ROOT, Ended, Pool, Trace, Watch, as_it_is, prepare
 
 RESULTS = ROOT / "benchmarks" / "results"
 FEW = 30  # mutants whose tests take less time than to trace what passes by
-PACKAGES = ("ops", "flow", "data", "regression", "report")
+PACKAGES = ("ops", "flow", "data", "regression", "report", "score")
 
 
 def imported(path: Path, helpers: Mapping[str, Path] = MappingProxyType({})) -> set[str]:
@@ -106,9 +109,9 @@ def _modules(given: argparse.Namespace, argued: Mapping[str, str]) -> Iterator[M
     wanted = tuple(f"stfm_jax.{each.replace('/', '.')}" for each in given.modules.split(","))
     for name in sorted(imports):
         if name.startswith(wanted):
-            drawn = _drawn(ROOT / f"{name.replace('.', '/')}.py", given)
+            drawn = _drawn(ROOT / f"{name.replace('.', '/')}.py", given, rows)
             if drawn:
-                module = Module(name, drawn, tests_of(name, tests, users), rows)
+                module = Module(name, drawn, tests_of(name, tests, users), rows, given.seed)
                 for text in module.left:
                     if f"{module.short}: {text}" in argued:
                         module.killed[text] = False  # need not be run
@@ -126,12 +129,16 @@ def _rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _drawn(path: Path, given: argparse.Namespace) -> list[Mutant]:
+def _drawn(path: Path, given: argparse.Namespace, rows: Sequence[dict]) -> list[Mutant]:
+    """Of a module, those aside that a smaller seed drew."""
     source = path.read_bytes()
+    short = _short(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    before = {r["mutant"] for r in rows if r["module"] == short and r.get("seed", 0) < given.seed}
     found = mutants(source)
     random.Random(f"{given.seed} {path.relative_to(ROOT)}").shuffle(found)
     # zip's strict asserts what never happens.
     found = [m for m in found if not source[: m.start].endswith(b"strict=")]
+    found = [m for m in found if m.told(source) not in before]
     return sorted(found[: given.at_most])  # fewer are among more
 
 
@@ -139,22 +146,25 @@ class Module:
     """A module of ours, its mutants and what became of them."""
 
     def __init__(
-        self, name: str, drawn: Sequence[Mutant], tests: Sequence[Path], rows: Sequence[dict]
+        self,
+        name: str,
+        drawn: Sequence[Mutant],
+        tests: Sequence[Path],
+        rows: Sequence[dict],
+        seed: int = 0,
     ):
-        self.name, self.short, self.tests = name, name.removeprefix("stfm_jax."), tests
+        self.name, self.short, self.tests, self.seed = name, _short(name), tests, seed
         self.path = ROOT / f"{name.replace('.', '/')}.py"
         self.source = self.path.read_bytes()
         self.of = _digest(self.source)
         self.by = _digest(*(file.read_bytes() for file in tests))
         self.mutants = {mutant.told(self.source): mutant for mutant in drawn}
-        there = [
-            row
-            for row in rows
-            if (row["module"], row["of"]) == (self.short, self.of) and row["mutant"] in self.mutants
-        ]
+        ever = [r for r in rows if r["module"] == self.short and r["mutant"] in self.mutants]
+        there = [row for row in ever if row["of"] == self.of]
         now = [row for row in there if row["tests"] == self.by or _holds(row)]
         self.killed = {row["mutant"]: row["killed"] for row in now}
         self._survived = {row["mutant"]: False for row in there}  # of earlier tests, too
+        self.first = {row["mutant"]: row["killed"] for row in reversed(ever)}  # when first run
 
     @property
     def found(self) -> dict[str, bool]:
@@ -185,8 +195,9 @@ class Module:
     def ended(self, text: str, killed: bool, seconds: float, by: str) -> dict:
         """Notes what became of a mutant; a row of the results."""
         self.killed[text] = killed
+        self.first.setdefault(text, killed)
         row = {"module": self.short, "of": self.of, "tests": self.by, "mutant": text}
-        return {**row, "killed": killed, "seconds": round(seconds, 1), "by": by}
+        return {**row, "seed": self.seed, "killed": killed, "seconds": round(seconds, 1), "by": by}
 
 
 def _run(modules: Sequence[Module], pool: Pool, out: Path) -> None:
@@ -235,6 +246,10 @@ def _holds(row: dict) -> bool:
     return bool(found) and f"def {test.split('[')[0]}(" in path.read_text()
 
 
+def _short(name: str) -> str:
+    return name.removeprefix("stfm_jax.")
+
+
 def _file(test: str) -> str:
     return test.partition("::")[0]
 
@@ -259,7 +274,7 @@ def _print(module: Module, argued: dict[str, str]) -> None:
 
 
 def _sum_up(modules: Sequence[Module], argued: dict[str, str]) -> None:
-    """Of each package and of all: mutants that were run, killed, equivalent."""
+    """Of each package and of all: mutants that were run, killed, equivalent; as it was at first."""
     packages = {}
     for module in modules:
         of = (
@@ -269,13 +284,14 @@ def _sum_up(modules: Sequence[Module], argued: dict[str, str]) -> None:
         )
         for key in (of, "all"):
             packages.setdefault(key, []).extend(
-                (killed, f"{module.short}: {text}" in argued)
+                (killed, f"{module.short}: {text}" in argued, module.first.get(text, killed))
                 for text, killed in module.found.items()
             )
     for package, found in sorted(packages.items(), key=lambda each: each[0] == "all"):
-        killed, spared = sum(k for k, _ in found), sum(e and not k for k, e in found)
+        killed, spared = sum(k for k, _, _ in found), sum(e and not k for k, e, _ in found)
         share = killed / max(1, len(found) - spared)
         told = f"{killed} of {len(found) - spared} killed, {share:.1%}; {spared} equivalent"
+        told += f"; at first sight {sum(first for *_, first in found)} of {len(found)}"
         print(f"{package + ':' if package != 'all' else ''} {told}".strip())
 
 

@@ -1,5 +1,6 @@
 """benchmarks/mutants.py: what it makes wrong, whose tests it runs, and that these decide."""
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -119,6 +120,34 @@ def test_what_was_found_holds_as_long_as_it_does(mutants, tmp_path, monkeypatch)
     assert len(now(rows).left) == 3
 
 
+def test_another_seed_draws_what_was_not_drawn(mutants, monkeypatch):
+    path = ROOT / "stfm_jax/flow/path.py"
+    given = {"at_most": 4, "seed": 0}
+    first = mutants._drawn(path, argparse.Namespace(**given), [])
+    source = path.read_bytes()
+    module = mutants.Module("stfm_jax.flow.path", first, [], [])
+    rows = [module.ended(mutant.told(source), i < 3, 1.0, "") for i, mutant in enumerate(first)]
+    assert {row["seed"] for row in rows} == {0}
+    del rows[0]["seed"]  # as rows were written before there were seeds
+    assert mutants._drawn(path, argparse.Namespace(**given), rows) == first
+    fresh = mutants._drawn(path, argparse.Namespace(**given | {"seed": 1}), rows)
+    assert len(fresh) == 4 and not set(fresh) & set(first)
+
+
+def test_what_was_seen_first_stays(mutants):
+    """Whatever tests were written, and the module changed, since."""
+    path = ROOT / "stfm_jax/flow/path.py"
+    drawn = mutants.mutants(path.read_bytes())[:2]
+    module = mutants.Module("stfm_jax.flow.path", drawn, [], [])
+    texts = list(module.mutants)
+    rows = [module.ended(text, False, 1.0, "") for text in texts]
+    rows[0]["of"] = "another"
+    rows += [row | {"killed": True, "of": module.of} for row in rows]
+    assert mutants.Module("stfm_jax.flow.path", drawn, [], rows).first == dict.fromkeys(
+        texts, False
+    )
+
+
 @pytest.mark.slow
 def test_a_mutant_is_killed_by_the_modules_tests(tmp_path):
     out = tmp_path / "mutants.jsonl"
@@ -132,7 +161,9 @@ def test_a_mutant_is_killed_by_the_modules_tests(tmp_path):
     ).stdout
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 2 and {row["module"] for row in rows} == {"flow.path"}
-    killed = f"{sum(row['killed'] for row in rows)} of 2 killed"
+    number = sum(row["killed"] for row in rows)
+    killed = f"{number} of 2 killed"
+    assert said.splitlines()[-1].endswith(f"at first sight {number} of 2")
     assert killed in said.splitlines()[-1] and f"flow: {killed}" in said.splitlines()[-2]
     assert all(bool(row["by"]) == row["killed"] for row in rows)
     again = subprocess.run(
