@@ -7,11 +7,12 @@ from ml_collections import ConfigDict, config_dict
 
 REGRESSIONS = ("mean", "ridge", "ridge_smooth", "ridge_context", "kernel_ridge")
 EXPRESSION = (*REGRESSIONS, "anchor", "stflow")
-COMPARED = (  # on slides by themselves; the stack's are in configs/holotea_*
+COMPARED = (  # on slides by themselves
     *("mean", "probe", "ridge", "ridge_smooth", "ridge_context", "ridge_reduced", "kernel_ridge"),
     *("random_forest", "extra_trees", "boosted_trees", "stnet", "bleep", "histogene", "triplex"),
     *("gigapath_slide", "stflow_published", "gated", "anchor", "stflow"),
 )
+SLOW = ("stflow_published", "holotea_he", "holotea")  # in compare_*: one seed
 STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "holotea_he", "holotea")
 SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")
 
@@ -235,6 +236,8 @@ def get_config() -> ConfigDict:
     compare.tasks = ()  # likewise, of data.task
     compare.reference = "stflow"  # that every other row is set against
     compare.maps = 4  # genes that are drawn by method
+    compare.once = ()  # methods that are run with the first of config.seeds alone: slow ones
+    compare.final = True  # fit to all slides too, as prediction needs; False: folds alone
     compare.controls = False  # predictions that know the truth, scored beside the methods
 
     sample = config.sample = ConfigDict()

@@ -14,4 +14,6 @@ def get_config():
     config.methods = base.COMPARED
     config.compare.normalizations = ("log1p", "log1p_cp10k")
     config.compare.controls = True
+    config.compare.once = base.SLOW
+    config.compare.final = False
     return config

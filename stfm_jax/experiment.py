@@ -55,6 +55,8 @@ class RunSettings(Settings):
     draws: int = setting(99, at="sample.draws", least=2)  # the CRPS compares draws
     mean_draws: int = setting(8, at="sample.mean_draws", least=1)
     controls: bool = setting(False, at="compare.controls")
+    once: tuple[str, ...] = setting((), at="compare.once")  # methods run with the first seed alone
+    final: bool = setting(True, at="compare.final")  # whether all slides are fitted, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +73,21 @@ class Experiment:
 
     @property
     def of_seeds(self) -> list[Experiment]:
-        """The same with each of the seeds that folds are run with."""
-        return [dataclasses.replace(self, seed=seed) for seed in seeds_of(self.config)]
+        """The same with each of the seeds that folds are run with, and what each is asked for."""
+        first, *others = seeds_of(self.config)
+        once = RunSettings.of(self.config).once
+        kept = table.with_needed([name for name in self.config.methods if name not in once])
+        later = dataclasses.replace(self, methods=tuple(m for m in self.methods if m.name in kept))
+        return [
+            dataclasses.replace(self, seed=first),
+            *(dataclasses.replace(later, seed=seed) for seed in others),
+        ]
 
     @property
     def asked(self) -> list[Method]:
         """The methods that the config names, whose rows are scored."""
         by_name = {method.name: method for method in self.methods}
-        return [by_name[name] for name in self.config.methods]
+        return [by_name[name] for name in self.config.methods if name in by_name]
 
     @property
     def cache(self) -> Path:
@@ -160,7 +169,8 @@ def train(opened: Experiment) -> None:
     fold = opened.config.fold
     for index in range(len(opened.dataset.folds)) if fold is None else [fold]:
         _run_fold(opened, index)
-    _fit_final(opened)
+    if RunSettings.of(opened.config).final:
+        _fit_final(opened)
     opened.problem.write_inputs(opened.dataset, opened.workdir, opened.cache)
     _report(opened)
 

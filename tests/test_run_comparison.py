@@ -150,6 +150,31 @@ def test_controls_are_scored_and_shown_where_they_are_asked_for(compared, data, 
 
 
 @pytest.mark.slow
+def test_slow_methods_run_with_one_seed_and_nothing_is_fitted_to_all_slides(data, tmp_path):
+    workdir = tmp_path / "W"
+    fields = {
+        "methods": "('mean','ridge','stnet')",
+        "seeds": "(0,1)",
+        "compare.reference": "ridge",
+        "compare.normalizations": "('log1p',)",
+        "compare.once": "('stnet',)",
+        "compare.final": False,
+    }
+    assert tiny.command(*arguments(workdir, data, **fields)) == 0
+    part = workdir / "log1p"
+    scored = {path.parent.relative_to(part).as_posix() for path in part.rglob("scores.json")}
+    rows = ("mean/seed_0", "ridge/seed_0", "stnet/seed_0", "mean/seed_1", "ridge/seed_1")
+    assert scored == {f"fold_{i}/{row}" for i in range(3) for row in rows}
+    assert not (part / "final").exists()
+    rows = json.loads((workdir / "metrics.json").read_text())["parts"]["log1p"]["methods"]
+    of_seeds = {name: rows[name]["pearson"]["seeds"] for name in ("ridge", "stnet")}
+    assert None not in of_seeds["ridge"] and of_seeds["stnet"][1] is None
+    # What was left out is made by the same command without it.
+    assert tiny.command(*arguments(workdir, data, **fields | {"compare.final": True})) == 0
+    assert (part / "final" / "stnet" / "seed_0" / "model").exists()
+
+
+@pytest.mark.slow
 def test_the_page_holds_all_it_shows(compared):
     page = (compared / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
@@ -167,6 +192,7 @@ def test_the_page_holds_all_it_shows(compared):
         ({"compare.normalizations": "('log2',)"}, "log1p, log1p_cp10k, found 'log2'"),
         ({"compare.reference": "ridge_smooth"}, "must be one of the methods"),
         ({"methods": "('ridge','stnett')"}, "Did you mean 'stnet'?"),
+        ({"compare.once": "('stnett',)"}, "Did you mean 'stnet'?"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(data, tmp_path, capsys, changed, said):
