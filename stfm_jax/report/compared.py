@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from stfm_jax import layout
 from stfm_jax.data.datasets import Dataset
-from stfm_jax.models.method import Method
+from stfm_jax.models.method import STACK, Method
 from stfm_jax.report import tables
 from stfm_jax.report.write import ScoredFold, scored_folds, scores_of
 from stfm_jax.runtime.files import read_csv, read_json
@@ -81,6 +81,21 @@ class Part:
         names = [name for name in self.rows if name not in drawn and "pearson" in self.rows[name]]
         return sorted(names, key=lambda name: -np.nan_to_num(self.value(name, "pearson")))
 
+    def sees_stack(self, row: str) -> bool:
+        """Whether a row is of a method that sees neighbouring sections too; it is not ranked."""
+        needing = [method for method in self.methods if STACK in method.needs]
+        return any(row in (method.name, method.draws_as) for method in needing)
+
+    @property
+    def of_stacks(self) -> list[str]:
+        """Rows of point predictions that see neighbouring sections, the best first."""
+        return [name for name in self.means if self.sees_stack(name)]
+
+    @property
+    def of_slides(self) -> list[str]:
+        """Those that see the slide alone."""
+        return [name for name in self.means if not self.sees_stack(name)]
+
     @property
     def drawn(self) -> list[str]:
         """Rows of draws."""
@@ -104,8 +119,8 @@ class Part:
         return found
 
     def ranks(self) -> dict[str, list[float]]:
-        """Of each row of a mean its rank in every fold, 1 the best; ties share theirs."""
-        found: dict[str, list[float]] = {name: [] for name in self.means}
+        """Of each row of a slide's mean its rank in every fold, 1 the best; ties share theirs."""
+        found: dict[str, list[float]] = {name: [] for name in self.of_slides}
         for i in range(len(self.folds)):
             values = [self.rows[name]["pearson"]["folds"][i] for name in found]
             for name, rank in zip(found, rankdata(-np.nan_to_num(values, nan=-9.0)), strict=True):
@@ -230,6 +245,11 @@ def _controls_table(part: Part) -> tuple[list, list[list]]:
 def notes_of(part: Part) -> list[str]:
     """What is said under the tables, a sentence or more a line."""
     notes = [f"{legend_of(part)}."]
+    if part.of_stacks:
+        notes.append(
+            f"{', '.join(part.of_stacks)}: with neighbouring sections of the same tissue at hand, "
+            "which the other rows do not see."
+        )
     for metric, mark in _marks(part).items():
         found = {name: _mean_of(part.controls[name][metric]) for name in part.unordered[metric]}
         each = ", ".join(f"{name} {value:.3f}" for name, value in found.items())

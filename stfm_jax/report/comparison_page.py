@@ -62,10 +62,11 @@ def page_of(
 
 def _verdict(part: Part) -> list[str]:
     """What a reader wants to know first."""
-    if not part.means:
+    if not part.of_slides:
         return [f"{part.name}: nothing was scored."]
-    best, top = part.means[0], part.value(part.means[0], "pearson")
-    near = [n for n in part.means[1:] if part.value(n, "pearson") >= top - NEAR]
+    best, *others = part.of_slides
+    top = part.value(best, "pearson")
+    near = [n for n in others if part.value(n, "pearson") >= top - NEAR]
     said = [
         f"{part.name}. The most accurate mean is {best}'s, Pearson {top:.3f}"
         + (f"; within {NEAR:g} of it: {', '.join(near)}." if near else ".")
@@ -77,7 +78,13 @@ def _verdict(part: Part) -> list[str]:
             f"Where time matters: {quick}, {part.value(quick, 'pearson'):.3f} after "
             f"{timed[quick]:.1f} s instead of {timed[best]:.1f} s of fitting."
         )
-    drawn = [n for n in part.drawn if not np.isnan(part.value(n, "crps"))]
+    if part.of_stacks:
+        most = part.of_stacks[0]
+        said.append(
+            f"With neighbouring sections of the same tissue at hand: {most}, "
+            f"{part.value(most, 'pearson'):.3f}."
+        )
+    drawn = [n for n in part.drawn if not (part.sees_stack(n) or np.isnan(part.value(n, "crps")))]
     if drawn:
         sharp = min(drawn, key=lambda name: part.value(name, "crps"))
         covered = part.value(sharp, "coverage80")
