@@ -14,6 +14,12 @@ COMPARED = (  # on slides by themselves
 )
 SLOW = ("stflow_published", "holotea_he", "holotea")  # in compare_*: one seed
 STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "holotea_he", "holotea")
+BIOMARKERS = (
+    "GATA3",
+    "ERBB2",
+    "UBE2C",
+    "VWF",
+)  # of breast tumours, as the paper of STFlow has them
 SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")
 
 
@@ -71,6 +77,7 @@ def get_config() -> ConfigDict:
     data.dir = ""
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
     data.num_genes = 50  # most variable on the training slides, where no panel is given
+    data.genes = ()  # added to those in every fold, and scored apart
     data.missing_genes = "error"  # or drop: go on with genes that every slide has
     data.standardize = "slide"  # image features, by each slide's own images, or by "training"
     data.folds = "auto"  # published, else patient, else section; or one of these three

@@ -12,6 +12,7 @@ from configs import base, her2st_patients
 def get_config():
     config = her2st_patients.get_config()
     config.methods = base.COMPARED
+    config.data.genes = base.BIOMARKERS
     config.compare.normalizations = ("log1p", "log1p_cp10k")
     config.compare.controls = True
     config.compare.once = base.SLOW

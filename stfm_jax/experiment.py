@@ -38,7 +38,6 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.cost import measured
 from stfm_jax.runtime.devices import make_mesh
 from stfm_jax.runtime.files import read_json, save_arrays, write_json
-from stfm_jax.score.genes import gene_rows
 from stfm_jax.seeds import seeds_of
 from stfm_jax.settings import Settings, setting
 from stfm_jax.store import Model
@@ -331,7 +330,7 @@ def _score_fold(opened: Experiment, index: int, cases: Cases, methods: list[Meth
         },
     )
     for model in models:
-        _score(opened, index, cases, model, truth, true)
+        _score(opened, index, cases, model, truth, arrays)
 
 
 def _controls_there(opened: Experiment, index: int) -> bool:
@@ -361,15 +360,15 @@ def _checked_model(opened: Experiment, index: int, cases: Cases, method: Method)
     return model
 
 
-def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, true) -> None:
+def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, arrays) -> None:
     problem, method = opened.problem, model.method
     folder, rows = opened.of_method(index, method.name), []
     with measured("predict") as cost:
         predicted = predict_cases(opened, model, cases)
     scores = problem.scores(method, predicted, truth, opened.seed) if predicted else {}
     if predicted:
-        found = problem.kept(predicted, true, opened.seed)
-        rows = gene_rows(index, method.name, found["mean"], true, cases.scored)
+        found = problem.kept(predicted, problem.measured(arrays), opened.seed)
+        rows = problem.gene_rows(index, method.name, found, arrays, cases)
         save_arrays(folder / "predictions.npz", found)
     write_json(
         folder / "scores.json",
@@ -388,7 +387,7 @@ def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, tr
 def predict_cases(opened: Experiment, model: Model, cases: Cases) -> Predicted | None:
     """A method's predictions of the test cases of a fold; None where a case lacks what it needs."""
     settings = RunSettings.of(opened.config)
-    genes = Genes(cases.scored, model.genes.targets)
+    genes = Genes((*cases.scored, *cases.added), model.genes.targets)
     request = Request(genes, opened.seed, settings.draws, settings.mean_draws, opened.mesh)
     try:
         predictions = [model.method.predict(model.state, case, request) for case in cases.test]

@@ -56,6 +56,18 @@ CASES = [
         ["config.data.tissue has no field 'genes'", "num_sections, spots, num_genes"],
     ),
     (
+        "an added gene that is in no slide",
+        "train",
+        lambda w: w.copied() | {"data__genes": ("GENE001", "GENE0001")},
+        ["config.data.genes: no slide has the gene 'GENE0001'; did you mean GENE001"],
+    ),
+    (
+        "genes added to a split",
+        "train",
+        lambda w: w.copied() | {"data__genes": ("GENE001",), "methods": ("uniform",)},
+        ["config.data.genes adds genes", "found GENE001; leave it out"],
+    ),
+    (
         "no epochs",
         "train",
         lambda w: w.copied() | {"train__epochs": 0},

@@ -22,7 +22,7 @@ from stfm_jax.data.folds import (
     leave_sections_out,
 )
 from stfm_jax.data.image import Rules
-from stfm_jax.data.panel import find_genes
+from stfm_jax.data.panel import added_genes, find_genes
 from stfm_jax.data.readers import (
     folders,
     h5ad,
@@ -141,6 +141,16 @@ def choose_genes(dataset: Dataset, train: Sequence[Slide], data: Any) -> list[st
         others = dataset.all if data.missing_genes == "drop" else ()
         return most_variable_genes(train, data.num_genes, others)
     return find_genes(list(dataset.slides.values()), list(dataset.genes), data.missing_genes)
+
+
+def genes_beside(dataset: Dataset, panel: Sequence[str], data: Any) -> list[str]:
+    """Those of `data.genes` that are not in a panel, as far as every slide has them.
+
+    Raises:
+      InputError: as `panel.added_genes`.
+    """
+    found = added_genes(dataset.all, data.genes, data.missing_genes)
+    return [gene for gene in found if gene not in set(panel)]
 
 
 def _split(dataset: Dataset, choice: str, reader: str) -> Dataset:

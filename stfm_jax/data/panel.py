@@ -6,9 +6,10 @@ Choosing genes by their expression, and the dense matrices that models see, live
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,43 @@ def find_genes(slides: Sequence[Slide], genes: Sequence[str], missing: str = "er
             "Panel and slides need the same kind of gene names."
         )
     return kept
+
+
+def added_genes(slides: Sequence[Slide], genes: Sequence[str], missing: str) -> list[str]:
+    """Genes that a person adds to a panel, those that every slide has; none where none is wanted.
+
+    Args:
+      slides: all of the data set.
+      genes: wanted genes; repeated names count once.
+      missing: as of `find_genes`, but `drop` may leave none.
+
+    Raises:
+      InputError: no slide has a gene of that name; or some slides lack it (`error`).
+    """
+    there = {slide.where: set(() if slide.genes is None else slide.genes) for slide in slides}
+    kept = []
+    for gene in dict.fromkeys(genes):
+        lacking = [where for where, known in there.items() if gene not in known]
+        if len(lacking) == len(slides):
+            raise InputError(
+                f"config.data.genes: no slide has the gene {gene!r}{_near(gene, there.values())}; "
+                "give names as the slides have them."
+            )
+        if lacking and missing == "error":
+            raise InputError(
+                f"config.data.genes: {lacking[0]} and {len(lacking) - 1} other slides lack the "
+                f"gene {gene!r}; set --config.data.missing_genes=drop to go on without it."
+            )
+        if not lacking:
+            kept.append(gene)
+    return kept
+
+
+def _near(gene: str, there: Iterable[Iterable[str]]) -> str:
+    """Genes of similar names, as a question; nothing where there are none."""
+    names = {str(name).casefold(): str(name) for name in sorted(set().union(*there))}
+    near = [names[name] for name in difflib.get_close_matches(gene.casefold(), names)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def gene_names(var: pd.DataFrame, where: str) -> np.ndarray:

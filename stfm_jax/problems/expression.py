@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,10 @@ from stfm_jax.runtime import distributed
 from stfm_jax.runtime.files import file_name, write_csv
 from stfm_jax.score import controls
 from stfm_jax.score import expression as score
+from stfm_jax.score.genes import gene_rows
 from stfm_jax.settings import Settings, setting
+
+_LOG = logging.getLogger("stfm_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class ExpressionSettings(Settings):
     SECTION: ClassVar[str] = "data"
 
     num_genes: int = setting(50, least=1)
+    genes: tuple[str, ...] = setting(())
     missing_genes: str = setting("error", one_of=("error", "drop"))
     section_spacing_um: float = setting(16.0)
     targets: int = setting(0, at="model.targets")
@@ -82,6 +87,9 @@ class Expression(Problem):
     def read(self) -> Dataset:
         settings = self.settings
         dataset = datasets.load(self.config.data, self.config.encoder.dir, self.precomputed)
+        lost = set(settings.genes) - set(datasets.genes_beside(dataset, (), self.config.data))
+        if lost:
+            _LOG.warning("left out, since some slides lack them: %s", ", ".join(sorted(lost)))
         if self.stacked:
             slides = stack.spaced(dataset.all, settings.section_spacing_um)
             dataset = dataset.with_slides(slides)
@@ -90,7 +98,7 @@ class Expression(Problem):
 
     def cases(self, dataset: Dataset, fold: Fold) -> Cases:
         train, test = dataset[fold.train], dataset[fold.test]
-        genes = self._genes(dataset, train)
+        genes, added = self._genes(dataset, train)
         for slide in test:
             require_genes(slide, genes.targets)
         patients = {slide.patient for slide in train}
@@ -98,23 +106,32 @@ class Expression(Problem):
             [Section(slide, train, slide.is_of(patients)) for slide in part]
             for part in (train, test)
         ]
-        return Cases(fold, *seen, genes, genes.scored)
+        return self._cases(fold, *seen, genes, added)
 
     def every_case(self, dataset: Dataset) -> Cases:
         slides = dataset.all
         genes = self._genes(dataset, slides)
         names = Fold(tuple(dataset.slides), ())
-        return Cases(names, [Section(s, slides) for s in slides], [], genes, genes.scored)
+        return self._cases(names, [Section(s, slides) for s in slides], [], *genes)
 
-    def _genes(self, dataset: Dataset, slides: Sequence[Slide]) -> Genes:
-        """Genes to score, chosen on these slides, and to train on: the next most variable too."""
-        scored = datasets.choose_genes(dataset, slides, self.config.data)
-        targets, there = self.settings.targets, set(scored)
-        if targets <= len(scored):
-            return Genes(tuple(scored), tuple(scored))
+    def _cases(self, names: Fold, train: list, test: list, genes: Genes, added: list[str]) -> Cases:
+        panel = genes.scored[: len(genes.scored) - len(added)]
+        about = {"added_genes": added} if added else {}
+        return Cases(names, train, test, genes, panel, about, tuple(added))
+
+    def _genes(self, dataset: Dataset, slides: Sequence[Slide]) -> tuple[Genes, list[str]]:
+        """Genes to score, chosen on these slides, and to train on: the next most variable too.
+
+        Also which of the scored ones, the last, were not chosen but added.
+        """
+        panel = datasets.choose_genes(dataset, slides, self.config.data)
+        added = datasets.genes_beside(dataset, panel, self.config.data)
+        targets, scored = self.settings.targets, (*panel, *added)
+        if targets <= len(panel):
+            return Genes(scored, scored), added
         wanted = min(targets, len(set.intersection(*(set(s.genes) for s in slides))))
-        more = [g for g in most_variable_genes(slides, wanted) if g not in there]
-        return Genes(tuple(scored), (*scored, *more))
+        more = [g for g in most_variable_genes(slides, wanted) if g not in set(scored)]
+        return Genes(scored, (*scored, *more)), added
 
     def placed(self, dataset: Dataset, workdir: Path) -> Dataset:
         """Stacks each in one frame; how well sections fit is written and drawn.
@@ -145,13 +162,15 @@ class Expression(Problem):
             _write_sections(dataset.all, unseen, workdir)
 
     def truth(self, cases: Cases) -> score.TestSet:
-        test, genes = [case.slide for case in cases.test], cases.scored
+        test, genes = [case.slide for case in cases.test], cases.genes.scored
         normalization = self.config.data.normalization
         expr = [expression(slide, genes, normalization) for slide in test]
         around = self._copies(cases) if self.stacked else None
-        residuals = [pearson_residuals(slide, genes) for slide in test]
+        residuals = [pearson_residuals(slide, cases.scored) for slide in test]
         coords = [slide.coords_um for slide in test]
-        return score.TestSet(cases.names.test, coords, expr, around, residuals)
+        panel, named = len(cases.scored), [g for g in self.settings.genes if g in genes]
+        apart = {gene: genes.index(gene) for gene in named}
+        return score.TestSet(cases.names.test, coords, expr, around, residuals, panel, apart)
 
     def _copies(self, cases: Cases) -> list[np.ndarray] | None:
         """What was measured around the test spots on neighbouring sections; None without any."""
@@ -159,7 +178,7 @@ class Expression(Problem):
         scaling = settings.seen.standardize, settings.seen.components
         # Of one seed whatever the config's: fits of all seeds are scored by the same truth.
         transform = fit_transform([s.features for s in train], *scaling, 0, train[0].widths)
-        expr = [expression(s, cases.scored, settings.seen.normalization) for s in train]
+        expr = [expression(s, cases.genes.scored, settings.seen.normalization) for s in train]
         copies = []
         for case in cases.test:
             own = own_features(transform, (*train, case.slide))
@@ -167,13 +186,15 @@ class Expression(Problem):
         return None if any(copy is None for copy in copies) else copies
 
     def truth_arrays(self, truth: score.TestSet) -> dict[str, np.ndarray]:
-        return {"expr": truth.pooled, "coords_um": np.concatenate(truth.coords_um)}
+        found = {"expr": truth.pooled, "coords_um": np.concatenate(truth.coords_um)}
+        added = np.concatenate(truth.expr)[:, found["expr"].shape[1] :]
+        return found | ({"expr_added": added} if added.shape[1] else {})
 
     def num_spots(self, case: Section) -> int:
         return case.slide.num_spots
 
     def collected(self, predictions: Sequence[Any], cases: Cases) -> Predicted:
-        g, means, draws = len(cases.scored), [], []
+        g, means, draws = len(cases.scored) + len(cases.added), [], []
         for predicted, case in zip(predictions, cases.test, strict=True):
             n = case.slide.num_spots
             means.append(gathered(predicted.mean, n)[:, :g])
@@ -192,10 +213,20 @@ class Expression(Problem):
         return {name: score.score_point(prediction, truth) for name, prediction in made.items()}
 
     def kept(self, predicted: Predicted, true: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        found = super().kept(predicted, true, seed)
-        if predicted.draws is not None:
-            found |= score.reliability(predicted.draws, true, seed)
+        panel, added = predicted.of(slice(true.shape[1])), predicted.of(slice(true.shape[1], None))
+        found = super().kept(panel, true, seed)
+        if panel.draws is not None:
+            found |= score.reliability(panel.draws, true, seed)
+        if added.means[0].shape[1]:
+            found["mean_added"] = np.concatenate(added.means)
         return found
+
+    def gene_rows(self, fold: int, method: str, found: dict, truth: dict, cases: Cases):
+        rows = super().gene_rows(fold, method, found, truth, cases)
+        if cases.added:
+            arrays = found["mean_added"], truth["expr_added"]
+            rows += gene_rows(fold, method, *arrays, cases.added)
+        return rows
 
     def views(self, dataset, fold: dict, truth: dict, values: np.ndarray) -> dict[str, np.ndarray]:
         return {"": values}

@@ -21,6 +21,7 @@ from stfm_jax.encoders import loading
 from stfm_jax.encoders.encoder import Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Method, encoder_of
+from stfm_jax.score.genes import gene_rows
 from stfm_jax.settings import Settings
 
 
@@ -34,6 +35,7 @@ class Cases:
     genes: Any  # as `Method.fit` takes them
     scored: tuple[str, ...]  # names of the genes that are scored
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for fold.json
+    added: tuple[str, ...] = ()  # genes that are predicted behind those, and scored apart
 
     def lacks(self, method: Method) -> dict[str, str]:
         """What test slides lack that a method is for, by slide that lacks it (`Method.lacks`)."""
@@ -45,8 +47,13 @@ class Cases:
 class Predicted:
     """What a method makes of the test cases of a fold."""
 
-    means: list[np.ndarray]  # [n_i, g]
+    means: list[np.ndarray]  # [n_i, g], those that are scored and, behind them, the added ones
     draws: list[np.ndarray] | None = None  # [draws, n_i, g]
+
+    def of(self, genes: slice) -> Predicted:
+        """Of some genes alone."""
+        draws = None if self.draws is None else [each[..., genes] for each in self.draws]
+        return Predicted([mean[:, genes] for mean in self.means], draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +175,12 @@ class Problem(ABC):
         if predicted.draws is not None:
             found["one_draw"] = np.concatenate([draws[0] for draws in predicted.draws])
         return found
+
+    def gene_rows(
+        self, fold: int, method: str, found: dict, truth: dict, cases: Cases
+    ) -> list[dict[str, Any]]:
+        """Rows of per_gene.csv, of what is in predictions.npz and truth.npz."""
+        return gene_rows(fold, method, found["mean"], self.measured(truth), cases.scored)
 
     @abstractmethod
     def views(

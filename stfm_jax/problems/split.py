@@ -114,6 +114,11 @@ class SplitProblem(Problem):
 
     def read(self) -> Dataset:
         settings, config = self.settings, self.config
+        if config.data.genes:
+            raise InputError(
+                "config.data.genes adds genes to a prediction of expression; a split has all genes "
+                f"of its input, found {', '.join(config.data.genes)}; leave it out."
+            )
         name = self.precomputed if settings.image else None
         simulated = settings.simulated_seeds
         if simulated and config.data.folds != "auto":

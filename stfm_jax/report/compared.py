@@ -151,7 +151,12 @@ def tables_of(
     part: Part, against: Mapping[str, dict], reference: str
 ) -> list[tuple[list, list[list]]]:
     """Columns and rows of point predictions, of draws and of controls, those that there are."""
-    each = _means_table(part, against, reference), _draws_table(part), _controls_table(part)
+    each = [
+        _means_table(part, against, reference),
+        _draws_table(part),
+        _apart_table(part, "pearson"),
+        _controls_table(part),
+    ]
     return [(columns, rows) for columns, rows in each if rows]
 
 
@@ -222,6 +227,17 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
+
+
+def _apart_table(part: Part, of: str) -> tuple[list, list[list]]:
+    """Of a metric that is given one by one, as `pearson:GENE`."""
+    names = tables.apart({name: part.rows[name] for name in part.means}, of)
+    rows = [
+        [row, *(tables.cell_text(part.rows[row].get(f"{of}:{name}", {}), 3) for name in names)]
+        for row in part.means
+        if names
+    ]
+    return [f"{of} of", *names], rows
 
 
 def _draws_table(part: Part) -> tuple[list, list[list]]:

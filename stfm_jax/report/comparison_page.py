@@ -132,14 +132,15 @@ def _part_html(part: Part, against: Mapping[str, dict], reference: str, maps: in
 
 
 def _per_gene(part: Part) -> dict[str, dict[str, float]]:
-    """Pearson of each gene by method, means over folds and seeds."""
+    """Pearson of each gene of the panel by method, means over folds and seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     for f in part.folds:
         for scored in f.of_seeds.values():
             for name, row in scored.rows.items():
                 for of_gene in row["per_gene"]:
                     value = of_gene.get("pearson")
-                    if value is not None and np.isfinite(value):
+                    chosen = of_gene["gene"] in f.fold["genes"]
+                    if chosen and value is not None and np.isfinite(value):
                         found.setdefault(name, {}).setdefault(of_gene["gene"], []).append(value)
     return {
         name: {gene: float(np.mean(values)) for gene, values in genes.items()}

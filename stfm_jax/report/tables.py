@@ -78,6 +78,12 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
+def apart(methods: Mapping[str, Mapping[str, Any]], of: str) -> list[str]:
+    """What a metric is given for one by one, as the genes of `pearson:GENE`, in the order found."""
+    names = dict.fromkeys(metric for row in methods.values() for metric in row)
+    return [metric.partition(":")[2] for metric in names if metric.startswith(f"{of}:")]
+
+
 def text_table(
     methods: Mapping[str, Mapping[str, Mapping[str, Any]]],
     metrics: Sequence[str] | None = None,

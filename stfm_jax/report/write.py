@@ -124,7 +124,7 @@ def _write_scores(workdir: Path, config: Any, dataset: Dataset, folds, found: di
         },
     )
     rows = [
-        {"fold": row["fold"], "seed": seed, **row}
+        {"fold": row["fold"], "seed": seed, **row, "added": row["gene"] in _added(f)}
         for f in folds
         for seed, scored in f.of_seeds.items()
         for of_method in scored.rows.values()
@@ -147,6 +147,11 @@ def _told(f: ScoredFold) -> dict:
         "hyperparameters": {name: values for name, values in chosen.items() if values},
         "lacks": _lacks(f),
     }
+
+
+def _added(f: ScoredFold) -> list[str]:
+    """Genes that were added to those that were chosen."""
+    return f.fold.get("added_genes", [])
 
 
 def _lacks(f: ScoredFold) -> dict[str, dict[str, str]]:
@@ -253,10 +258,12 @@ def _text(
     within = [name for name in shown if name in problem.of_slides]
     shown = [name for name in shown if several or name not in within]
     within = f"; {', '.join(within)}: within each test slide" if within and several else ""
+    genes = [f"pearson:{gene}" for gene in tables.apart(methods, "pearson")]
     lines = [
         "",
         tables.text_table(methods, shown),
         *notes,
+        *(["", tables.text_table(methods, genes)] if genes else []),
         "",
         f"{tables.legend(len(folds), len(dataset.folds), seeds)}; {dataset.folds_from}.",
         f"{problem.explained}{within}; {left_out}.",

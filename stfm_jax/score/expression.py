@@ -6,7 +6,7 @@ A row is a point prediction per test slide, with draws where the method is gener
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,15 +23,22 @@ class TestSet:
 
     names: tuple[str, ...]
     coords_um: list[np.ndarray]  # per slide [n_i, 2]
-    expr: list[np.ndarray]  # per slide [n_i, g]
+    expr: list[np.ndarray]  # per slide [n_i, g], the panel's genes and behind them the added ones
     # Per slide [n_i, g], what was measured around its spots on neighbouring sections; of stacks
     around: list[np.ndarray] | None = None
-    # Per slide [n_i, g], Pearson residuals of the counts: what log targets have of depth is gone
+    # Per slide [n_i, p], Pearson residuals of the counts: what log targets have of depth is gone
     residuals: list[np.ndarray] | None = None
+    panel: int | None = None  # p, genes that scores are averaged over, the first; None: all
+    apart: Mapping[str, int] = dataclasses.field(default_factory=dict)  # column by gene
 
     @property
     def pooled(self) -> np.ndarray:
-        return np.concatenate(self.expr)
+        """The panel's genes of all spots, [n, p]."""
+        return np.concatenate(self.of_panel(self.expr))
+
+    def of_panel(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The panel's genes of arrays [..., g]."""
+        return [each[..., : self.panel] for each in values]
 
 
 def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, float]:
@@ -39,7 +46,9 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
 
     Per-gene scores but `pearson_slide` are over all test spots together and averaged over genes, as
     HEST does. The CRPS of a point is its absolute error. Moran's agreement is averaged over slides.
+    Genes that are scored apart have their Pearson, `pearson:GENE`, and no part in any mean.
     """
+    whole, prediction, expr = prediction, test.of_panel(prediction), test.of_panel(test.expr)
     pred, true = np.concatenate(prediction), test.pooled
     per_gene = {
         "pearson": metrics.pearson(pred, true),
@@ -48,17 +57,24 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
         "mae": metrics.mae(pred, true),
         "pearson_spot": metrics.pearson_spot(pred, true),
     }
-    per_gene["pearson_slide"] = pearson_slide(prediction, test.expr)
+    per_gene["pearson_slide"] = pearson_slide(prediction, expr)
     scores = {name: metrics.mean_over_genes(values)[0] for name, values in per_gene.items()}
     scores["gene_structure"] = metrics.gene_structure(pred, true)
-    scores["moran"] = moran(prediction, test.expr, test.coords_um)
+    scores["moran"] = moran(prediction, expr, test.coords_um)
     if test.around is not None:
-        parts = zip(prediction, test.expr, test.around, strict=True)
+        parts = zip(prediction, expr, test.of_panel(test.around), strict=True)
         scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))
     if test.residuals is not None:
         found = pearson_slide(prediction, test.residuals)
         scores["residual"] = metrics.mean_over_genes(found)[0]
     scores["crps"] = scores["mae"]
+    if test.apart:
+        columns = list(test.apart.values())
+        both = (np.concatenate(values)[:, columns] for values in (whole, test.expr))
+        scores |= {
+            f"pearson:{gene}": float(value)
+            for gene, value in zip(test.apart, metrics.pearson(*both), strict=True)
+        }
     return scores
 
 
@@ -86,7 +102,7 @@ def score_draws(draws: Sequence[np.ndarray], test: TestSet, seed: int) -> dict[s
     count = min(NUM_SINGLE_DRAWS, len(draws[0]))
     singles = [score_point([d[i] for d in draws], test) for i in range(count)]
     scores = {name: float(np.mean([s[name] for s in singles])) for name in singles[0]}
-    pooled, true = np.concatenate(draws, axis=1), test.pooled
+    pooled, true = np.concatenate(test.of_panel(draws), axis=1), test.pooled
     scores["crps"] = float(np.mean(metrics.crps(pooled, true)))
     if len(pooled) >= metrics.MIN_DRAWS_FOR_COVERAGE:
         covered = metrics.coverage(pooled, true, 0.8, np.random.default_rng(seed))

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from hest_layout import toy_slide
 
-from stfm_jax.data.panel import find_genes, gene_names, sum_duplicates
+from stfm_jax.data.panel import added_genes, find_genes, gene_names, sum_duplicates
 from stfm_jax.errors import InputError
 
 
@@ -50,6 +50,23 @@ def test_drop_of_everything_is_an_error():
         find_genes([toy_slide()], ["GENE1"], missing="ignore")
     with pytest.raises(InputError, match="has no counts"):
         find_genes([dataclasses.replace(toy_slide(), counts=None, genes=None)], ["GENE1"])
+
+
+def test_added_genes_are_those_of_every_slide_in_the_order_asked_for():
+    slides = [toy_slide("A1"), _without(toy_slide("A2"), "GENE1")]
+    assert added_genes(slides, ["GENE4", "GENE2", "GENE4"], "error") == ["GENE4", "GENE2"]
+    assert added_genes(slides, ["GENE4", "GENE1"], "drop") == ["GENE4"]
+    assert added_genes(slides, ["GENE1"], "drop") == added_genes(slides, (), "error") == []
+    with pytest.raises(InputError, match=r"'A2'.* lack the gene 'GENE1'.*missing_genes=drop"):
+        added_genes(slides, ["GENE1"], "error")
+
+
+@pytest.mark.parametrize("missing", ["error", "drop"])
+def test_an_added_gene_that_no_slide_has_is_an_error_with_names_that_are_near(missing):
+    with pytest.raises(InputError, match=r"no slide has the gene 'gene2'; did you mean GENE2 or"):
+        added_genes([toy_slide("A1")], ["gene2"], missing)
+    with pytest.raises(InputError, match=r"no slide has the gene 'XYZ'; give names as the slides"):
+        added_genes([toy_slide("A1")], ["XYZ"], missing)
 
 
 def test_symbols_from_a_column_where_the_index_is_ensembl():

@@ -57,3 +57,24 @@ def test_width_over_the_genes_own():
     true = np.concatenate([rng.normal(size=(400, 2)), np.zeros((400, 1))], axis=1)
     draws = rng.normal(size=(300, 400, 3)) * [1.0, 0.5, 1.0]
     assert score.relative_width(draws, true) == pytest.approx(0.75, abs=0.06)
+
+
+def test_genes_that_are_scored_apart_are_in_no_mean():
+    """Whatever is behind the panel, and of draws too; each has a Pearson of its own."""
+    rng = np.random.default_rng(3)
+    true = [rng.normal(size=(n, 5)).astype(np.float32) for n in (50, 40)]
+    draws = [y + rng.normal(size=(99, *y.shape)).astype(np.float32) for y in true]
+    coords = [rng.uniform(0, 1000, (len(y), 2)) for y in true]
+    more = {"around": [rng.normal(size=y.shape) for y in true]}
+    apart = score.TestSet(("a", "b"), coords, true, panel=3, apart={"G1": 1, "G4": 4}, **more)
+    more = {"around": [each[:, :3] for each in more["around"]]}
+    panel = score.TestSet(("a", "b"), coords, [y[:, :3] for y in true], **more)
+    found, alone = score.score_draws(draws, apart, 0), [d[..., :3] for d in draws]
+    assert found.items() >= score.score_draws(alone, panel, 0).items()
+    point = [d[0] for d in draws]
+    found = score.score_point(point, apart)
+    assert found.items() > score.score_point([p[:, :3] for p in point], panel).items()
+    pooled = np.concatenate(point), np.concatenate(true)
+    for gene, column in apart.apart.items():
+        by_hand = np.corrcoef(*(values[:, column] for values in pooled))[0, 1]
+        assert found[f"pearson:{gene}"] == pytest.approx(by_hand, abs=1e-6)
