@@ -12,6 +12,7 @@ scores 0, never NaN; what has no variation in the truth cannot be scored, gets N
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -166,12 +167,33 @@ def moran_agreement(
     Returns:
       Concordance in [-1, 1]; NaN with fewer than two genes left.
     """
+    return moran_scores(pred, true, senders, receivers).agreement
+
+
+class MoranScores(NamedTuple):
+    """What Moran's I per gene of a prediction is worth."""
+
+    agreement: float  # see `moran_agreement`
+    recovery: float  # see `moran_scores`
+
+
+def moran_scores(
+    pred: np.ndarray, true: np.ndarray, senders: np.ndarray, receivers: np.ndarray
+) -> MoranScores:
+    """`moran_agreement`, and how well spatially variable genes are recovered, of one graph.
+
+    Recovery is the Spearman correlation over the genes between the predicted and the measured
+    Moran's I [ours]: whether the genes that vary most in space are those that do in the tissue,
+    whatever the height. 0 where no gene varies in the prediction; NaN with fewer than three genes.
+    """
     pred, true = checked(pred, true)
     keep = ~constant(true)
     if keep.sum() < 2:
-        return float("nan")
+        return MoranScores(float("nan"), float("nan"))
     a = np.nan_to_num(morans_i(pred[:, keep], senders, receivers), nan=0.0)
-    return _concordance(a, morans_i(true[:, keep], senders, receivers))
+    b = morans_i(true[:, keep], senders, receivers)
+    recovery = float(spearman(a[:, None], b[:, None])[0]) if len(a) > 2 else float("nan")
+    return MoranScores(_concordance(a, b), recovery)
 
 
 def consistency(pred: np.ndarray, true: np.ndarray, around: np.ndarray) -> float:

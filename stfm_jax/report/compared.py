@@ -20,8 +20,13 @@ from stfm_jax.runtime.files import read_csv, read_json
 from stfm_jax.score import controls
 from stfm_jax.seeds import seeds_of
 
-COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual")  # of means
-DRAWN = ("pearson", "gene_structure", "moran", "crps", "coverage80", "width80")  # of draws
+# Of means, and of draws; each only where a row has it.
+COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual", "svg")
+DRAWN = ("pearson", "gene_structure", "moran", "svg", "crps", "coverage80", "width80")
+EXPLAINED = {
+    "svg": "svg: spatially variable genes recovered, the rank correlation over genes of Moran's I "
+    "predicted and measured",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,5 +282,8 @@ def notes_of(part: Part) -> list[str]:
 
 
 def legend_of(part: Part) -> str:
+    """What the cells are, and the columns that do not say it by their name."""
     said = tables.legend(len(part.folds), len(part.dataset.folds), len(part.seeds))
-    return f"{said}; {part.dataset.folds_from}"
+    there = {metric for row in part.rows.values() for metric in row}
+    explained = [text for name, text in EXPLAINED.items() if name in there]
+    return ". ".join([f"{said}; {part.dataset.folds_from}", *explained])

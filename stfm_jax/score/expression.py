@@ -45,7 +45,7 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
     """Accuracy and structure of a point prediction, per slide [n_i, g].
 
     Per-gene scores but `pearson_slide` are over all test spots together and averaged over genes, as
-    HEST does. The CRPS of a point is its absolute error. Moran's agreement is averaged over slides.
+    HEST does. The CRPS of a point is its absolute error. Moran's scores are averaged over slides.
     Genes that are scored apart have their Pearson, `pearson:GENE`, and no part in any mean.
     """
     whole, prediction, expr = prediction, test.of_panel(prediction), test.of_panel(test.expr)
@@ -60,7 +60,7 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
     per_gene["pearson_slide"] = pearson_slide(prediction, expr)
     scores = {name: metrics.mean_over_genes(values)[0] for name, values in per_gene.items()}
     scores["gene_structure"] = metrics.gene_structure(pred, true)
-    scores["moran"] = moran(prediction, expr, test.coords_um)
+    scores["moran"], scores["svg"] = moran(prediction, expr, test.coords_um)
     if test.around is not None:
         parts = zip(prediction, expr, test.of_panel(test.around), strict=True)
         scores["consistency"] = float(np.mean([metrics.consistency(*part) for part in parts]))

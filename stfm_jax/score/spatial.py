@@ -19,8 +19,8 @@ def graph(coords_um: np.ndarray, include_self: bool = False) -> Graph:
 
 def moran(
     prediction: Sequence[np.ndarray], true: Sequence[np.ndarray], coords_um: Sequence[np.ndarray]
-) -> float:
-    """Agreement of Moran's I per gene with the measured one, the mean over slides [n_i, g]."""
+) -> metrics.MoranScores:
+    """Moran's I per gene against the measured one, means over slides [n_i, g]."""
     parts = zip(prediction, true, coords_um, strict=True)
-    found = [metrics.moran_agreement(p, y, *graph(c)) for p, y, c in parts]
-    return float(np.mean(found))
+    found = [metrics.moran_scores(p, y, *graph(c)) for p, y, c in parts]
+    return metrics.MoranScores(*(float(np.mean(each)) for each in zip(*found, strict=True)))

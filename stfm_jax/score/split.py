@@ -73,7 +73,8 @@ def score(
     similar = [ssim(pair.high.coords_um, *log) for pair, log in zip(pairs, logs, strict=True)]
     if not any(value is None for value in similar):
         scores["ssim"] = float(np.mean(similar))
-    scores["moran"] = moran(*zip(*logs, strict=True), [pair.high.coords_um for pair in pairs])
+    coords = [pair.high.coords_um for pair in pairs]
+    scores["moran"] = moran(*zip(*logs, strict=True), coords).agreement
     scores["mass_error"] = max(
         mass_error(*part) for part in zip(pairs, counts, prediction, strict=True)
     )

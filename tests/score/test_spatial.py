@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import test_run_srast
+from scipy.stats import spearmanr
 
 from stfm_jax.data.coarsen import by_lattice
 from stfm_jax.data.expression import gene_counts
@@ -26,3 +27,46 @@ def test_one_moran_for_both_problems():
     assert other != pytest.approx(
         metrics.moran_agreement(*logs, *knn_graph(pair.high.coords_um, 4))
     )
+
+
+def smoothed(values, coords, steps):
+    """Columns averaged over their neighbours, the i-th as often as `steps` says."""
+    senders, receivers = knn_graph(coords, 8)
+    out = values.copy()
+    for gene, number in enumerate(steps):
+        for _ in range(number):
+            total = np.bincount(receivers, out[senders, gene], len(out))
+            out[:, gene] = total / np.bincount(receivers, minlength=len(out))
+    return out
+
+
+def test_variable_genes_are_recovered_by_rank_whatever_the_height():
+    """Mean over slides of one rank correlation each, on the graph that `moran` is of."""
+    rng = np.random.default_rng(0)
+    coords = [rng.uniform(0, 2000, (n, 2)) for n in (150, 200)]
+    parts = [
+        (
+            smoothed(rng.normal(size=(len(c), 8)), c, steps),
+            smoothed(rng.normal(size=(len(c), 8)), c, range(8)),
+        )
+        for c, steps in zip(coords, ([2, 1, 4, 3, 6, 5, 8, 7], range(9, 1, -1)), strict=True)
+    ]
+    prediction, true = (list(each) for each in zip(*parts, strict=True))
+    both = expression.score_point(prediction, expression.TestSet(("a", "b"), coords, true))
+    by_hand = []
+    for p, y, c in zip(prediction, true, coords, strict=True):
+        indices = (metrics.morans_i(values, *knn_graph(c, 8)) for values in (p, y))
+        by_hand.append(spearmanr(*indices).statistic)
+    assert by_hand[0] > 0.6 and by_hand[1] < -0.6
+    assert both["svg"] == pytest.approx(np.mean(by_hand))
+    for name, low, high in (("perfect", 0.999, 1.001), ("even", 0.0, 0.0)):
+        given = true if name == "perfect" else [np.ones_like(y) for y in true]
+        test = expression.TestSet(("a", "b"), coords, true)
+        assert low <= expression.score_point(given, test)["svg"] <= high, name
+
+
+def test_two_genes_have_no_ranks():
+    rng = np.random.default_rng(1)
+    true, coords = rng.normal(size=(60, 2)), rng.uniform(0, 1000, (60, 2))
+    found = expression.score_point([true], expression.TestSet(("a",), [coords], [true]))
+    assert np.isnan(found["svg"]) and found["moran"] == pytest.approx(1.0)
