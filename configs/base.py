@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     data.normalization = "log1p"  # log1p of raw counts, or log1p_cp10k
     data.num_genes = 50  # most variable on the training slides, where no panel is given
     data.genes = ()  # added to those in every fold, and scored apart
+    data.programmes = ""  # GMT file of gene programmes that are scored; none: markers built in
     data.missing_genes = "error"  # or drop: go on with genes that every slide has
     data.standardize = "slide"  # image features, by each slide's own images, or by "training"
     data.folds = "auto"  # published, else patient, else section; or one of these three

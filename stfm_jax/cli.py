@@ -38,9 +38,13 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     config = config.copy_and_resolve_references()
     _split_at_commas(config)
     config = seeds.with_first(config)
-    for section in (config.data, config.encoder):
-        if section.dir:
-            section.dir = os.path.abspath(os.path.expanduser(section.dir))
+    for section, name in (
+        (config.data, "dir"),
+        (config.data, "programmes"),
+        (config.encoder, "dir"),
+    ):
+        if section[name]:
+            section[name] = os.path.abspath(os.path.expanduser(section[name]))
     for section in (config.encoder, config.stnet):
         section.weights = _absolute(section.weights)
     for name in (*outputs.INPUTS, "output"):

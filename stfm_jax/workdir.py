@@ -27,7 +27,7 @@ from stfm_jax.settings import paths
 FREE_FIELDS = ("methods", "seed", "seeds", "predict", "compare", "fold", "devices")
 LIMITS = ("data.max_image_gib", "data.strict")  # refuse or let pass, and change no result
 SHARED = ("data", "encoder")  # sections that all methods' results depend on
-WHERE_DATA_LIE = ("data.dir", "encoder.dir", "encoder.weights")
+WHERE_DATA_LIE = ("data.dir", "data.programmes", "encoder.dir", "encoder.weights")
 # What reproduces the version that wrote a config.json without the field, a line each; fields that
 # are not named here began with what was done before as their default.
 LEGACY = {

@@ -1,4 +1,4 @@
-"""What predictions are good for, by the command line: genes that are added to the panel."""
+"""What predictions are good for, by the command line: added genes, gene programmes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import tiny
 
 import stfm_jax as stfm
+from stfm_jax.data.expression import expression
+from stfm_jax.data.readers import h5ad
 from stfm_jax.runtime.files import load_arrays, read_json
 
 FIELDS = {
@@ -26,11 +28,23 @@ def data(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("slides"), tiny.slides(3))
 
 
+LISTS = {"even": range(2, 31, 2), "added": (30, 2, 25), "few": (2, 30), "absent": (31, 32, 33)}
+
+
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, data):
-    """An experiment with added genes, done."""
-    workdir = tmp_path_factory.mktemp("added") / "W"
-    assert tiny.run(tiny.config(data__dir=str(data), **FIELDS), workdir) == 0
+def fields(tmp_path_factory, data):
+    """Of an experiment with added genes and a file of programmes."""
+    path = tmp_path_factory.mktemp("lists") / "lists.gmt"
+    listed = {name: "\t".join(f"GENE{i:03d}" for i in genes) for name, genes in LISTS.items()}
+    path.write_text("".join(f"{name}\ta list\t{genes}\n" for name, genes in listed.items()))
+    return FIELDS | {"data__dir": str(data), "data__programmes": str(path)}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, fields):
+    """The experiment, done."""
+    workdir = tmp_path_factory.mktemp("downstream") / "W"
+    assert tiny.run(tiny.config(**fields), workdir) == 0
     return workdir
 
 
@@ -86,9 +100,38 @@ def test_they_are_predicted_with_the_panel(work):
 
 
 @pytest.mark.slow
-def test_the_panel_is_what_it_is_without_them(work, data, tmp_path):
-    plain = FIELDS | {"data__genes": (), "methods": ("ridge",), "fold": 0}
-    assert tiny.run(tiny.config(data__dir=str(data), **plain), tmp_path / "W") == 0
+def test_programmes_are_scored_on_the_panel_and_the_added_genes(work, data):
+    """Mean z-scores by hand, from the counts of the training slides and what was kept."""
+    fold, truth, predicted, scores = about(work)
+    genes = [*fold["genes"], *fold["added_genes"]]
+    train = [h5ad.read(data / f"{name}.h5ad") for name in fold["train"]]
+    expr = np.concatenate([expression(slide, genes, "log1p") for slide in train])
+    both = (
+        (np.concatenate([arrays[a], arrays[b]], axis=1) - expr.mean(axis=0)) / expr.std(axis=0)
+        for arrays, a, b in ((predicted, "mean", "mean_added"), (truth, "expr", "expr_added"))
+    )
+    z = dict(zip(("predicted", "true"), both, strict=True))
+    row, found = scores["scores"]["stflow"], {}
+    for name in ("even", "added"):
+        there = np.isin(genes, [f"GENE{i:03d}" for i in LISTS[name]])
+        spots = (values[:, there].mean(axis=1) for values in z.values())
+        found[f"programmes:{name}"] = np.corrcoef(*spots)[0, 1]
+    assert {k: v for k, v in row.items() if k.startswith("programmes:")} == pytest.approx(found)
+    assert row["programmes"] == pytest.approx(np.mean(list(found.values())))
+    assert "programmes:even" in scores["scores"]["stflow_draw"]
+
+
+@pytest.mark.slow
+def test_programmes_of_too_few_genes_are_named_once(fields, tmp_path, capfd):
+    assert tiny.run(tiny.config(**{**fields, "methods": ("mean",)}), tmp_path / "W") == 0
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if "programmes" in line)
+    assert line.endswith("fewer than 3 genes of these programmes, not in every fold: few, absent")
+
+
+@pytest.mark.slow
+def test_the_panel_is_what_it_is_without_them(work, fields, tmp_path):
+    plain = fields | {"data__genes": (), "methods": ("ridge",), "fold": 0}
+    assert tiny.run(tiny.config(**plain), tmp_path / "W") == 0
     alone = read_json(tmp_path / "W" / "fold_0" / "fold.json")
     assert alone["genes"] == about(work)[0]["genes"] and "added_genes" not in alone
 
@@ -100,7 +143,7 @@ def test_workdirs_from_before_go_on_and_others_are_refused(work, data, tmp_path,
     old = tmp_path / "old"
     assert tiny.run(tiny.config(**made), old) == 0
     config = read_json(old / "config.json")
-    del config["data"]["genes"]
+    del config["data"]["genes"], config["data"]["programmes"]
     (old / "config.json").write_text(json.dumps(config))
     model = tiny.place(old, 0, "ridge") / "model" / "state.npz"
     kept = model.stat().st_mtime_ns

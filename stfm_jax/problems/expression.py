@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from stfm_jax.data.expression import (
     require_genes,
 )
 from stfm_jax.data.folds import Fold
+from stfm_jax.data.programmes import programmes
 from stfm_jax.data.readers import h5ad
 from stfm_jax.data.registration import KINDS
 from stfm_jax.data.slide import Slide
@@ -35,6 +37,7 @@ from stfm_jax.runtime.files import file_name, write_csv
 from stfm_jax.score import controls
 from stfm_jax.score import expression as score
 from stfm_jax.score.genes import gene_rows
+from stfm_jax.score.programmes import LEAST, weights
 from stfm_jax.settings import Settings, setting
 
 _LOG = logging.getLogger("stfm_jax")
@@ -48,6 +51,7 @@ class ExpressionSettings(Settings):
 
     num_genes: int = setting(50, least=1)
     genes: tuple[str, ...] = setting(())
+    programmes: str = setting("")
     missing_genes: str = setting("error", one_of=("error", "drop"))
     section_spacing_um: float = setting(16.0)
     targets: int = setting(0, at="model.targets")
@@ -86,6 +90,7 @@ class Expression(Problem):
 
     def read(self) -> Dataset:
         settings = self.settings
+        programmes(settings.programmes)
         dataset = datasets.load(self.config.data, self.config.encoder.dir, self.precomputed)
         lost = set(settings.genes) - set(datasets.genes_beside(dataset, (), self.config.data))
         if lost:
@@ -168,9 +173,31 @@ class Expression(Problem):
         around = self._copies(cases) if self.stacked else None
         residuals = [pearson_residuals(slide, cases.scored) for slide in test]
         coords = [slide.coords_um for slide in test]
-        panel, named = len(cases.scored), [g for g in self.settings.genes if g in genes]
-        apart = {gene: genes.index(gene) for gene in named}
-        return score.TestSet(cases.names.test, coords, expr, around, residuals, panel, apart)
+        return score.TestSet(
+            *(cases.names.test, coords, expr, around, residuals, len(cases.scored)),
+            apart={gene: genes.index(gene) for gene in self.settings.genes if gene in genes},
+            programmes=self._programmes(cases),
+        )
+
+    def _programmes(self, cases: Cases) -> dict[str, np.ndarray]:
+        """Weights of the genes by programme; says once which have too few genes."""
+        listed, genes = programmes(self.settings.programmes), cases.genes.scored
+        normalization = self.config.data.normalization
+        train = [expression(case.slide, genes, normalization) for case in cases.train]
+        found = weights(listed, genes, np.concatenate(train).std(axis=0))
+        few = [name for name in listed if name not in found and name not in self._told]
+        if few and (found or self.settings.programmes):
+            names = ", ".join(few)
+            _LOG.info(
+                "fewer than %d genes of these programmes, not in every fold: %s", LEAST, names
+            )
+            self._told.update(few)
+        return found
+
+    @functools.cached_property
+    def _told(self) -> set[str]:
+        """Programmes of which it was said that they are left out."""
+        return set()
 
     def _copies(self, cases: Cases) -> list[np.ndarray] | None:
         """What was measured around the test spots on neighbouring sections; None without any."""

@@ -21,11 +21,16 @@ from stfm_jax.score import controls
 from stfm_jax.seeds import seeds_of
 
 # Of means, and of draws; each only where a row has it.
-COLUMNS = ("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual", "svg")
-DRAWN = ("pearson", "gene_structure", "moran", "svg", "crps", "coverage80", "width80")
+COLUMNS = (
+    *("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual"),
+    *("svg", "programmes"),
+)
+DRAWN = ("pearson", "gene_structure", "moran", "svg", "programmes", "crps", "coverage80", "width80")
 EXPLAINED = {
     "svg": "svg: spatially variable genes recovered, the rank correlation over genes of Moran's I "
     "predicted and measured",
+    "programmes": "programmes: Pearson of the spots' scores in lists of marker genes, within each "
+    "slide, the mean over lists",
 }
 
 
@@ -159,7 +164,7 @@ def tables_of(
     each = [
         _means_table(part, against, reference),
         _draws_table(part),
-        _apart_table(part, "pearson"),
+        *(_apart_table(part, of) for of in ("pearson", "programmes")),
         _controls_table(part),
     ]
     return [(columns, rows) for columns, rows in each if rows]

@@ -30,6 +30,8 @@ class TestSet:
     residuals: list[np.ndarray] | None = None
     panel: int | None = None  # p, genes that scores are averaged over, the first; None: all
     apart: Mapping[str, int] = dataclasses.field(default_factory=dict)  # column by gene
+    # Weights of the genes [g] by programme, see `score.programmes`
+    programmes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def pooled(self) -> np.ndarray:
@@ -75,7 +77,16 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
             f"pearson:{gene}": float(value)
             for gene, value in zip(test.apart, metrics.pearson(*both), strict=True)
         }
-    return scores
+    return scores | (_of_programmes(whole, test) if test.programmes else {})
+
+
+def _of_programmes(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, float]:
+    """`programmes:NAME`, Pearson of the spots' score as `pearson_slide`; `programmes`, the mean."""
+    weights = np.stack(list(test.programmes.values()), axis=1)
+    spots = ([each @ weights for each in values] for values in (prediction, test.expr))
+    found = pearson_slide(*spots)
+    each = {f"programmes:{n}": float(r) for n, r in zip(test.programmes, found, strict=True)}
+    return {"programmes": metrics.mean_over_genes(found)[0], **each}
 
 
 def pearson_slide(prediction: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> np.ndarray:

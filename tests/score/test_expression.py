@@ -78,3 +78,23 @@ def test_genes_that_are_scored_apart_are_in_no_mean():
     for gene, column in apart.apart.items():
         by_hand = np.corrcoef(*(values[:, column] for values in pooled))[0, 1]
         assert found[f"pearson:{gene}"] == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_programmes_are_the_mean_over_slides_and_lists():
+    rng = np.random.default_rng(4)
+    true = [rng.normal(size=(n, 4)) for n in (60, 50)]
+    prediction = [y + rng.normal(size=y.shape) for y in true]
+    coords = [rng.uniform(0, 1000, (len(y), 2)) for y in true]
+    lists = {"a": np.array([1.0, 0.5, 0.25, 0.0]), "b": np.array([0.0, 0.0, 1.0, 2.0])}
+    test = score.TestSet(("s", "t"), coords, true, panel=3, programmes=lists)
+    found = score.score_point(prediction, test)
+    by_hand = {
+        name: np.mean(
+            [np.corrcoef(p @ w, y @ w)[0, 1] for p, y in zip(prediction, true, strict=True)]
+        )
+        for name, w in lists.items()
+    }
+    assert {name: found[f"programmes:{name}"] for name in lists} == pytest.approx(by_hand)
+    assert found["programmes"] == pytest.approx(np.mean(list(by_hand.values())))
+    even = [np.tile(y.mean(axis=0), (len(y), 1)).astype(np.float32) for y in true]
+    assert score.score_point(even, test)["programmes"] == 0.0
