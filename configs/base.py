@@ -85,6 +85,7 @@ def get_config() -> ConfigDict:
     data.task = ""  # hest: IDC, PRAD, ...; hest1k: OncoTree code; stimage: breast, ...
     data.sections = ()  # her2st: C2, C3, ...; hest1k: ids; all, when empty
     data.features_key = "features"  # anndata: key in obsm
+    data.labels_key = ""  # anndata: column of obs with a pathologist's labels; her2st has its own
     data.spatial_unit = ""  # anndata: um or pixel, over uns['spatial_unit']
     data.um_per_px = config_dict.placeholder(float)  # of every slide, over what its files say
     data.in_tissue = True  # anndata: spots that obs['in_tissue'] puts outside are dropped

@@ -306,7 +306,7 @@ def fit(
         path = Path(os.path.expanduser(os.fspath(workdir)))
         with made.unlocked():
             made.data.reader = "anndata"
-            made.data.dir = str(_folder_of(adatas, path, made.data.features_key).absolute())
+            made.data.dir = str(_folder_of(adatas, path, made.data).absolute())
             made.data.unseen = 0
         workdirs.check(made, path, new=True)
         opened = experiment.open_experiment(made, path)
@@ -315,7 +315,7 @@ def fit(
         return _loaded(path, method, None, made.seed)
 
 
-def _folder_of(adatas: Any, workdir: Path, features_key: str) -> Path:
+def _folder_of(adatas: Any, workdir: Path, data: ConfigDict) -> Path:
     if isinstance(adatas, str | os.PathLike):
         return Path(os.path.expanduser(os.fspath(adatas)))
     if not isinstance(adatas, Mapping) or not all(
@@ -329,14 +329,18 @@ def _folder_of(adatas: Any, workdir: Path, features_key: str) -> Path:
         path = folder / f"{name}.h5ad"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _relevant(adata, features_key, counted=True).write_h5ad(path)
+            kept = _relevant(adata, data.features_key, counted=True, also=data.labels_key)
+            kept.write_h5ad(path)
     return folder
 
 
-def _relevant(adata: anndata.AnnData, features_key: str, counted: bool) -> anndata.AnnData:
+def _relevant(
+    adata: anndata.AnnData, features_key: str, counted: bool, also: str = ""
+) -> anndata.AnnData:
     """A new AnnData of what is looked at; the others' oddities are not ours to write."""
+    columns = [name for name in adata.obs if h5ad_group.is_wanted(name) or name == also]
     kept = {
-        "obs": adata.obs[[name for name in adata.obs if h5ad_group.is_wanted(name)]].copy(),
+        "obs": adata.obs[columns].copy(),
         "obsm": {
             k: adata.obsm[k]
             for k in adata.obsm

@@ -62,6 +62,18 @@ CASES = [
         ["config.data.genes: no slide has the gene 'GENE0001'; did you mean GENE001"],
     ),
     (
+        "labels that are in no slide",
+        "train",
+        lambda w: w.copied() | {"data__labels_key": "region"},
+        ["config.data.labels_key: none of the 3 files", "obs['region']"],
+    ),
+    (
+        "programmes that are not there",
+        "train",
+        lambda w: w.copied() | {"data__programmes": "/none.gmt"},
+        ["/none.gmt: no such file (--config.data.programmes)"],
+    ),
+    (
         "genes added to a split",
         "train",
         lambda w: w.copied() | {"data__genes": ("GENE001",), "methods": ("uniform",)},

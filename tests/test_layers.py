@@ -183,7 +183,7 @@ IMPORTED_AS = {  # where the name of a package is not that of its module
     "scikit-learn": "sklearn",
 }
 BY_OTHERS = {"array_record"}  # by tensorflow-datasets
-IN_EXTRAS = {"plotly", "openslide", "hdf5plugin"}
+IN_EXTRAS = {"plotly", "openslide", "hdf5plugin", "igraph"}
 
 
 def test_what_is_required_is_imported_and_nothing_else():

@@ -1,4 +1,4 @@
-"""What predictions are good for, by the command line: added genes, gene programmes."""
+"""What predictions are good for, by the command line: added genes, programmes, domains."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 
+import anndata
 import numpy as np
 import pytest
 import tiny
@@ -18,6 +19,7 @@ from stfm_jax.runtime.files import load_arrays, read_json
 FIELDS = {
     "methods": ("ridge", "stflow"),
     "data__genes": ("GENE030", "GENE002", "GENE025"),
+    "data__labels_key": "annotation",
     "train__epochs": 1,
     "sample__draws": 99,
 }
@@ -25,7 +27,13 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("slides"), tiny.slides(3))
+    """Three slides; of the second a pathologist told left from right."""
+    folder = tiny.write(tmp_path_factory.mktemp("slides"), tiny.slides(3))
+    adata = anndata.read_h5ad(folder / "P1_S2.h5ad")
+    x = adata.obsm["spatial"][:, 0]
+    adata.obs["annotation"] = np.where(x > np.median(x), "right", "left")
+    adata.write_h5ad(folder / "P1_S2.h5ad")
+    return folder
 
 
 LISTS = {"even": range(2, 31, 2), "added": (30, 2, 25), "few": (2, 30), "absent": (31, 32, 33)}
@@ -122,6 +130,25 @@ def test_programmes_are_scored_on_the_panel_and_the_added_genes(work, data):
 
 
 @pytest.mark.slow
+def test_domains_are_scored_where_a_slide_has_labels(work):
+    rows = [about(work, fold)[3]["scores"] for fold in range(3)]
+    labelled = [about(work, fold)[0]["test"] == ["P1_S2"] for fold in range(3)]
+    assert labelled.count(True) == 1
+    for here, row in zip(labelled, rows, strict=True):
+        assert ("ari" in row["stflow"]) == ("ari_measured" in row["stflow"]) == here
+        assert "ari" not in row["stflow_draw"]
+
+
+@pytest.mark.slow
+def test_labels_of_slides_that_are_given_in_python(data, tmp_path):
+    slides = {path.stem: anndata.read_h5ad(path) for path in data.glob("*.h5ad")}
+    made = tiny.config(methods=("mean",), data__labels_key="annotation", data__genes=("GENE030",))
+    stfm.fit(made, slides, tmp_path / "W")
+    cells = json.loads((tmp_path / "W" / "metrics.json").read_text())["methods"]["mean"]
+    assert sum(value is not None for value in cells["ari"]["folds"]) == 1
+
+
+@pytest.mark.slow
 def test_programmes_of_too_few_genes_are_named_once(fields, tmp_path, capfd):
     assert tiny.run(tiny.config(**{**fields, "methods": ("mean",)}), tmp_path / "W") == 0
     (line,) = (line for line in capfd.readouterr().err.splitlines() if "programmes" in line)
@@ -143,7 +170,8 @@ def test_workdirs_from_before_go_on_and_others_are_refused(work, data, tmp_path,
     old = tmp_path / "old"
     assert tiny.run(tiny.config(**made), old) == 0
     config = read_json(old / "config.json")
-    del config["data"]["genes"], config["data"]["programmes"]
+    for name in ("genes", "programmes", "labels_key"):
+        del config["data"][name]
     (old / "config.json").write_text(json.dumps(config))
     model = tiny.place(old, 0, "ridge") / "model" / "state.npz"
     kept = model.stat().st_mtime_ns

@@ -221,9 +221,15 @@ def _anndata(data) -> Dataset:
             spatial_unit=data.spatial_unit or None,
             um_per_px=data.um_per_px,
             tissue_mask=data.in_tissue,
+            labels_key=data.labels_key,
         )
         for path in paths
     }
+    if data.labels_key and all(slide.domains is None for slide in slides.values()):
+        raise InputError(
+            f"config.data.labels_key: none of the {len(slides)} files in {root} has the column "
+            f"obs[{data.labels_key!r}]; name the one with a pathologist's labels, or none."
+        )
     for path in filter(zarr_store.is_store, paths):
         name = zarr_store.name_of(path)
         if slides[name].features is None:

@@ -17,6 +17,7 @@ _LOG = logging.getLogger("stfm_jax")
 _NUMBER = re.compile(r"[+-]?\d{1,300}(?:\.0*)?")
 _BETWEEN = re.compile(r"[\s_-]+")
 _SILENT = frozenset(("", "nan", "none", "na", "n/a", "<na>", "null", "unknown"))
+_UNDECIDED = frozenset(("undetermined", "undecided", "unlabeled", "unlabelled"))  # of a spot
 # What a barcode is without the marks of its sample: nucleotides, a bin, or a place of an array.
 _CORE = re.compile(r"[ACGT]{10,}|s_\d+um_\d+_\d+|-?\d+x-?\d+")
 _FEWEST = 3  # spots of a slide: names of fewer spots name no slides [ours]
@@ -40,6 +41,12 @@ def key(label: object) -> str:
     if _NUMBER.fullmatch(text):
         return str(int(text.partition(".")[0]))
     return _BETWEEN.sub(" ", text).casefold()
+
+
+def domains(values: Iterable[object]) -> np.ndarray:
+    """A pathologist's labels of spots [n] str, "" for what leaves one undecided."""
+    texts = (said(value) for value in values)
+    return np.array(["" if text.casefold() in _UNDECIDED else text for text in texts], dtype=str)
 
 
 def is_slide_column(name: object) -> bool:

@@ -45,6 +45,7 @@ class Slide:
     z_um: float | None = None  # position of the section in its stack, micrometres
     registered_um: np.ndarray | None = None  # [n, 2] float64, places in its stack's common frame
     parent: np.ndarray | None = None  # [n] str, each spot's coarser spot, where the file names it
+    domains: np.ndarray | None = None  # [n] str, a pathologist's labels; "" where undecided
     source: str = ""  # the file it came from, for messages
 
     def __post_init__(self):
@@ -88,6 +89,7 @@ class Slide:
                 "counts",
                 "registered_um",
                 "parent",
+                "domains",
             )
         }
         features = None if self.features is None else feature_store.take(self.features, index)
@@ -153,6 +155,8 @@ def validate(slide: Slide) -> None:
             f"{where}: spatial unit must be 'um' or 'pixel', found {slide.spatial_unit!r}."
         )
     _validate_coords(slide.coords_um, n, where)
+    if slide.domains is not None and len(slide.domains) != n:
+        raise InputError(f"{where}: expected labels of {n} spots, found {len(slide.domains)}.")
     if slide.registered_um is not None:
         _validate_registered(slide.registered_um, n, where)
     if slide.features is not None:

@@ -18,6 +18,7 @@ from stfm_jax.errors import InputError
 
 NAME, VERSION = "stfm_slides", "1.0.0"
 RECORD_BYTES = 2**31 - 2**24  # protocol buffers end at 2 GiB; the rest is for names and headers
+_OF_SPOTS = ("parent", "domains")  # texts, one for each spot
 _TEXTS = ("name", "spatial_unit", "encoder", "patient", "section")
 
 
@@ -31,9 +32,10 @@ def record_fields(slides: Sequence[Slide]) -> tfds.features.FeaturesDict:
     """The fields of a record of m spots, the first of which is row `first_spot` of its slide.
 
     `coords_um`, `coords_in` [m, 2]; counts as a CSR matrix in `counts_data`, `counts_indices`,
-    `counts_indptr`, in the type that the slides have them in; `barcodes`, `genes` and `parent`, one
-    a line; `registered_um` [m, 2]; `features` [m, f], where any slide has them; `z_um` and the
-    other texts of `Slide`. What a slide does not know has no rows, no text, or is NaN.
+    `counts_indptr`, in the type that the slides have them in; `barcodes`, `genes`, `parent` and
+    `domains`, one a line; `registered_um` [m, 2]; `features` [m, f], where any slide has them;
+    `z_um` and the other texts of `Slide`. What a slide does not know has no rows, no text, or is
+    NaN.
 
     Raises:
       InputError: features of different widths.
@@ -52,7 +54,7 @@ def record_fields(slides: Sequence[Slide]) -> tfds.features.FeaturesDict:
         "counts_data": tensor(np.result_type(*(slide.counts.dtype for slide in slides)), None),
         "counts_indices": tensor(np.int32, None),
         "counts_indptr": tensor(np.int64, None),
-        **{name: tfds.features.Text() for name in ("barcodes", "genes", "parent", *_TEXTS)},
+        **{name: tfds.features.Text() for name in ("barcodes", "genes", *_OF_SPOTS, *_TEXTS)},
     }
     if width is not None:
         fields["features"] = tensor(np.float32, None, width)
@@ -89,9 +91,13 @@ def record(slide: Slide, first: int, end: int, fields: tfds.features.FeaturesDic
         "z_um": np.nan if slide.z_um is None else slide.z_um,
         "barcodes": "\n".join(slide.barcodes[first:end]),
         "genes": "\n".join(slide.genes),
-        "parent": "" if slide.parent is None else "\n".join(slide.parent[first:end]),
+        **{name: _lines(getattr(slide, name), first, end) for name in _OF_SPOTS},
         **{name: getattr(slide, name) or "" for name in _TEXTS},
     }
+
+
+def _lines(values: np.ndarray | None, first: int, end: int) -> str:
+    return "" if values is None else "\n".join(values[first:end])
 
 
 def _rows(values: np.ndarray | None, first: int, end: int, width: int) -> np.ndarray:
@@ -116,7 +122,7 @@ def slide_of(records: Sequence[dict], source: str) -> Slide:
         return np.concatenate([item[key] for item in records]) if there else None
 
     def lines(key: str) -> np.ndarray | None:
-        there = first[key]
+        there = first.get(key)  # domains are not in data sets of earlier versions
         return np.array(b"\n".join(r[key] for r in records).decode().split("\n")) if there else None
 
     return Slide(
@@ -128,7 +134,7 @@ def slide_of(records: Sequence[dict], source: str) -> Slide:
         features=rows("features"),
         z_um=None if np.isnan(first["z_um"]) else float(first["z_um"]),
         registered_um=rows("registered_um"),
-        parent=lines("parent"),
+        **{name: lines(name) for name in _OF_SPOTS},
         source=source,
         **{**texts, "encoder": texts["encoder"] or None},
     )

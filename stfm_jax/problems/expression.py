@@ -172,11 +172,12 @@ class Expression(Problem):
         expr = [expression(slide, genes, normalization) for slide in test]
         around = self._copies(cases) if self.stacked else None
         residuals = [pearson_residuals(slide, cases.scored) for slide in test]
-        coords = [slide.coords_um for slide in test]
+        coords, domains = [slide.coords_um for slide in test], [slide.domains for slide in test]
         return score.TestSet(
             *(cases.names.test, coords, expr, around, residuals, len(cases.scored)),
             apart={gene: genes.index(gene) for gene in self.settings.genes if gene in genes},
             programmes=self._programmes(cases),
+            domains=domains if any(names is not None for names in domains) else None,
         )
 
     def _programmes(self, cases: Cases) -> dict[str, np.ndarray]:

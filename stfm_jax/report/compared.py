@@ -23,7 +23,7 @@ from stfm_jax.seeds import seeds_of
 # Of means, and of draws; each only where a row has it.
 COLUMNS = (
     *("pearson", "pearson_slide", "mse", "gene_structure", "moran", "residual"),
-    *("svg", "programmes"),
+    *("svg", "programmes", "ari", "ari_leiden"),
 )
 DRAWN = ("pearson", "gene_structure", "moran", "svg", "programmes", "crps", "coverage80", "width80")
 EXPLAINED = {
@@ -31,6 +31,8 @@ EXPLAINED = {
     "predicted and measured",
     "programmes": "programmes: Pearson of the spots' scores in lists of marker genes, within each "
     "slide, the mean over lists",
+    "ari": "ari: adjusted Rand index of k-means clusters with a pathologist's labels",
+    "ari_leiden": "ari_leiden: the same of Leiden's clusters",
 }
 
 
@@ -289,6 +291,10 @@ def notes_of(part: Part) -> list[str]:
 def legend_of(part: Part) -> str:
     """What the cells are, and the columns that do not say it by their name."""
     said = tables.legend(len(part.folds), len(part.dataset.folds), len(part.seeds))
-    there = {metric for row in part.rows.values() for metric in row}
-    explained = [text for name, text in EXPLAINED.items() if name in there]
+    measured = {metric: cell["mean"] for row in part.rows.values() for metric, cell in row.items()}
+    explained = [
+        text + (f"; measured expression has {measured[ceiling]:.3f}" if ceiling in measured else "")
+        for name, text in EXPLAINED.items()
+        if name in measured and (ceiling := f"{name}_measured")
+    ]
     return ". ".join([f"{said}; {part.dataset.folds_from}", *explained])

@@ -6,11 +6,13 @@ A row is a point prediction per test slide, with draws where the method is gener
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from stfm_jax.ops import metrics
+from stfm_jax.score import domains
 from stfm_jax.score.spatial import moran
 
 LEVELS = tuple(i / 10 for i in range(1, 10))  # of central intervals
@@ -32,11 +34,19 @@ class TestSet:
     apart: Mapping[str, int] = dataclasses.field(default_factory=dict)  # column by gene
     # Weights of the genes [g] by programme, see `score.programmes`
     programmes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Per slide [n_i], a pathologist's labels, see `score.domains`; None: of no slide
+    domains: Sequence[np.ndarray | None] | None = None
 
     @property
     def pooled(self) -> np.ndarray:
         """The panel's genes of all spots, [n, p]."""
         return np.concatenate(self.of_panel(self.expr))
+
+    @functools.cached_property
+    def domains_measured(self) -> dict[str, float]:
+        """What clusters of the measured expression have; smoother ones may have more."""
+        found = domains.scores(self.of_panel(self.expr), self.domains)
+        return {f"{name}_measured": value for name, value in found.items()}
 
     def of_panel(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The panel's genes of arrays [..., g]."""
@@ -77,6 +87,8 @@ def score_point(prediction: Sequence[np.ndarray], test: TestSet) -> dict[str, fl
             f"pearson:{gene}": float(value)
             for gene, value in zip(test.apart, metrics.pearson(*both), strict=True)
         }
+    if test.domains is not None:
+        scores |= domains.scores(prediction, test.domains) | test.domains_measured
     return scores | (_of_programmes(whole, test) if test.programmes else {})
 
 
@@ -111,7 +123,8 @@ def score_draws(draws: Sequence[np.ndarray], test: TestSet, seed: int) -> dict[s
       seed: of the random ranks at ties.
     """
     count = min(NUM_SINGLE_DRAWS, len(draws[0]))
-    singles = [score_point([d[i] for d in draws], test) for i in range(count)]
+    unlabelled = dataclasses.replace(test, domains=None)  # clustering takes longer than all else
+    singles = [score_point([d[i] for d in draws], unlabelled) for i in range(count)]
     scores = {name: float(np.mean([s[name] for s in singles])) for name in singles[0]}
     pooled, true = np.concatenate(test.of_panel(draws), axis=1), test.pooled
     scores["crps"] = float(np.mean(metrics.crps(pooled, true)))

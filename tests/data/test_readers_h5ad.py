@@ -114,6 +114,20 @@ def test_features_and_their_encoder(tmp_path):
         _read(tmp_path, adata)
 
 
+@pytest.mark.parametrize("kind", [str, "category"])
+def test_a_pathologists_labels(tmp_path, kind):
+    adata = _adata()
+    texts = ["tumour", "stroma", "Undetermined", "", "nan", "tumour ", "none", "fat", "fat"]
+    adata.obs["annotation"] = pd.Series(texts, index=adata.obs_names).astype(kind)
+    assert _read(tmp_path, adata).domains is None
+    found = _read(tmp_path, adata, labels_key="annotation").domains
+    assert list(found) == ["tumour", "stroma", "", "", "", "tumour", "", "fat", "fat"]
+    assert _read(tmp_path, adata, labels_key="region").domains is None
+    adata.write_zarr(tmp_path / "slide.zarr")
+    again = h5ad.read(tmp_path / "slide.zarr", labels_key="annotation").domains
+    np.testing.assert_array_equal(again, found)
+
+
 @pytest.mark.parametrize("column", [[1, 0] * 4 + [1], [True, False] * 4 + [True], ["1", "0"] * 5])
 def test_spots_outside_the_tissue_are_dropped(tmp_path, caplog, column):
     adata = _adata(z_um=32.0)

@@ -74,6 +74,29 @@ def test_both_layouts(tmp_path, layout):
     assert slide.patches.um_per_px == pytest.approx(200 / PITCH_PX)
 
 
+@pytest.mark.parametrize("folder", ["ST-pat", "data/ST-pat/lbl"])
+def test_a_pathologists_labels_are_those_of_the_spots(tmp_path, folder):
+    """By rounded places; a header among the rows, spots without a row, and one left undecided."""
+    layout = _repository if folder.startswith("data") else _flat
+    root = layout(tmp_path, *_tables(), image=False)
+    assert her2st.read(root, "C2").domains is None
+    rows = [["n", x + 0.1, y - 0.2, 1.0, 2.0, f"region {x}"] for x, y in SPOTS[1:]]
+    rows[5][-1] = "undetermined"
+    columns = ["Row.names", "x", "y", "pixel_x", "pixel_y", "label"]
+    table = pd.DataFrame([rows[0], columns, *rows[1:]], columns=columns)
+    path = root / folder / "C2_labeled_coordinates.tsv"
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, sep="\t", index=False)
+    slide = her2st.read(root, "C2")
+    expected = {f"{x}x{y}": f"region {x}" for x, y in SPOTS[1:]}
+    expected |= dict.fromkeys((f"{x}x{y}" for x, y in (SPOTS[0], SPOTS[6])), "")
+    assert list(slide.domains) == [expected[barcode] for barcode in slide.barcodes]
+    assert list(slide.subset(np.array([3, 1])).domains) == list(slide.domains[[3, 1]])
+    table.rename(columns={"label": "labels"}).to_csv(path, sep="\t", index=False)
+    with pytest.raises(InputError, match=r"expected the columns x, y, label, found Row.names, x"):
+        her2st.read(root, "C2")
+
+
 def test_spacing_and_no_image(tmp_path):
     slide = her2st.read(_flat(tmp_path, *_tables(), image=False), "C2", spacing_um=10.0)
     assert slide.patches is None and slide.z_um == 20.0

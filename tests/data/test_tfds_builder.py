@@ -18,7 +18,8 @@ from stfm_jax.data.datasets import Dataset
 from stfm_jax.data.folds import Fold
 from stfm_jax.errors import InputError
 
-ARRAYS = ("barcodes", "coords_um", "coords_in", "genes", "features", "registered_um", "parent")
+ARRAYS = ("barcodes", "coords_um", "coords_in", "genes", "features", "registered_um", "parent",
+          "domains")  # fmt: skip
 TEXTS = ("name", "spatial_unit", "encoder", "patient", "section", "z_um")
 
 
@@ -31,6 +32,7 @@ def of_stack(slide):
         z_um=48.0,
         registered_um=slide.coords_um + 7.0,
         parent=np.array([f"p{i // 4}" for i in range(slide.num_spots)]),
+        domains=np.array(["", "tumour", "stroma"] * slide.num_spots)[: slide.num_spots],
         coords_in=slide.coords_um / 0.25,
         spatial_unit="pixel",
     )
@@ -105,6 +107,15 @@ def test_what_slides_lack_stays_absent(tmp_path):
     for name, slide in source.slides.items():
         assert_same(got.slides[name], slide)
     assert got.genes is None and got.slides["all"].counts.nnz == 0
+
+
+def test_data_sets_from_before_have_no_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_layout, "_OF_SPOTS", ("parent",))
+    folder = tfds_builder.write(SOURCE, tmp_path)
+    monkeypatch.undo()
+    assert "domains" not in tfds.builder_from_directory(folder).info.features
+    got = read(folder).slides["TENX-95"]
+    assert got.domains is None and got.parent is not None
 
 
 def test_without_any_features(tmp_path):

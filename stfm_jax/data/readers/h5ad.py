@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import anndata
@@ -39,6 +39,7 @@ def read(
     um_per_px: float | None = None,
     tissue_mask: bool = True,
     fields: str = "data",
+    labels_key: str = "",
 ) -> Slide:
     """Reads an AnnData file that holds one slide; for the arguments see `slide_from_anndata`.
 
@@ -47,7 +48,8 @@ def read(
       InputError: it is damaged, no AnnData file, or not a slide; `obs['section']` names several
         sections (see `read_stack`).
     """
-    adata = load(path, features_key=features_key, counts_layer=counts_layer)
+    also = (labels_key,) if labels_key else ()
+    adata = load(path, features_key=features_key, counts_layer=counts_layer, also=also)
     _require_one_section(adata, path)
     return slide_from_anndata(
         adata,
@@ -59,6 +61,7 @@ def read(
         um_per_px=um_per_px,
         tissue_mask=tissue_mask,
         fields=fields,
+        labels_key=labels_key,
     )
 
 
@@ -273,6 +276,7 @@ def load(
     how_to_get: str = _GET,
     features_key: str = feature_blocks.KEY,
     counts_layer: str = "counts",
+    also: Iterable[str] = (),
 ) -> anndata.AnnData:
     """Reads of an AnnData file what a slide needs; see `h5ad_group.whole`.
 
@@ -281,9 +285,9 @@ def load(
       InputError: it is empty, damaged, or no AnnData file.
     """
     if zarr_store.is_store(path):
-        return spatial_data.load(path, features_key, counts_layer)
+        return spatial_data.load(path, features_key, counts_layer, also)
     with reading(path, how_to_get), opened(path) as file:
-        return h5ad_group.whole(file, features_key, counts_layer)
+        return h5ad_group.whole(file, features_key, counts_layer, also)
 
 
 @contextlib.contextmanager

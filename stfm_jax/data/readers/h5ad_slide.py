@@ -11,6 +11,7 @@ from typing import Literal
 import anndata
 
 from stfm_jax.data import feature_blocks, feature_store
+from stfm_jax.data.labels import domains
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.data.readers.joined import require_one_slide
 from stfm_jax.data.readers.places import coordinates
@@ -31,6 +32,7 @@ def slide_from_anndata(
     tissue_mask: bool = True,
     features: feature_store.StoredFeatures | None = None,
     fields: Literal["data", "predict"] = "data",
+    labels_key: str = "",
 ) -> Slide:
     """The slide that an AnnData object holds.
 
@@ -49,6 +51,7 @@ def slide_from_anndata(
         `h5ad.read_stack_to_predict`), or are not looked at, and `X` may be anything.
       tissue_mask: drop the spots that `obs['in_tissue']` puts outside the tissue.
       features: of the spots of adata, instead of what is in its `obsm`.
+      labels_key: column of `obs` with a pathologist's labels, where the slide has it; "": none.
       fields: section of the config that `spatial_unit` and `um_per_px` come from, for messages.
 
     Raises:
@@ -92,6 +95,7 @@ def slide_from_anndata(
         z_um=z_um,
         registered_um=registered_um,
         parent=adata.obs["parent"].astype(str).to_numpy() if "parent" in adata.obs else None,
+        domains=domains(adata.obs[labels_key]) if labels_key in adata.obs else None,
         source=source,
     )
     return feature_blocks.joined(slide, several) if several else slide

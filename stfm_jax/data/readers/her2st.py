@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stfm_jax.data import labels
 from stfm_jax.data.image import AS_USUAL, Rules, with_image
 from stfm_jax.data.listing import visible
 from stfm_jax.data.panel import sum_duplicates
@@ -105,6 +106,7 @@ def read(
         patient=section[:1],
         section=section,
         z_um=_number(section) * spacing_um,
+        domains=_domains(base, section, spots.index),
         source=str(counts_path),
     )
     return slide if image is None else with_image(slide, image, rules)
@@ -152,6 +154,27 @@ def _spots(path: Path) -> pd.DataFrame:
     array = values[["x", "y"]].round().astype(int).astype(str)
     values.index = array["x"] + "x" + array["y"]
     return values
+
+
+def _domains(base: Path, section: str, barcodes: pd.Index) -> np.ndarray | None:
+    """A pathologist's labels of the spots; None where the section has none.
+
+    They lie in ST-pat, or ST-pat/lbl of the public repository, by adjusted array coordinates; their
+    pixels are of another image.
+    """
+    names = [f"{section}_labeled_coordinates{suffix}" for suffix in (".tsv", ".tsv.gz")]
+    paths = [base / "ST-pat" / folder / name for folder in ("", "lbl") for name in names]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    table = plain.read_table(path, "\t", header=0, expected=_TABLE, advice=_GET)
+    if not {"x", "y", "label"} <= set(table):
+        raise InputError(f"{path}: expected the columns x, y, label, found {', '.join(table)}.")
+    array = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").round()
+    there = np.isfinite(array).all(axis=1)  # a header may stand among the rows
+    array = array[there].astype(int).astype(str)
+    names = dict(zip(array["x"] + "x" + array["y"], table["label"][there], strict=True))
+    return labels.domains(names.get(barcode, "") for barcode in barcodes)
 
 
 def _counts(path: Path) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import anndata
@@ -37,7 +38,10 @@ _XENIUM_UM = 0.2125  # of a pixel of the system `global`, where shapes are in mi
 
 
 def load(
-    path: str | Path, features_key: str = "features", counts_layer: str = "counts"
+    path: str | Path,
+    features_key: str = "features",
+    counts_layer: str = "counts",
+    also: Iterable[str] = (),
 ) -> anndata.AnnData:
     """The AnnData that a zarr store holds; of SpatialData its table, with `obsm['spatial']`.
 
@@ -51,16 +55,22 @@ def load(
     with zarr_store.reading(path):
         root, group, name = _opened(path)
         if group is None:
-            return zarr_store.load(path, features_key, counts_layer)
-        return _placed(root, group, name, features_key, counts_layer)
+            return zarr_store.load(path, features_key, counts_layer, also)
+        return _placed(root, group, name, features_key, counts_layer, also)
 
 
 def _placed(
-    root: Path, group: zarr.Group, name: str | None, features_key: str, counts_layer: str
+    root: Path,
+    group: zarr.Group,
+    name: str | None,
+    features_key: str,
+    counts_layer: str,
+    also: Iterable[str],
 ) -> anndata.AnnData:
     """A table with the places of its rows."""
     name = _one_table(root, group, name, lambda _: True)
-    adata = h5ad_group.whole(group[name], features_key, counts_layer, _keys(group[name]))
+    columns = (*_keys(group[name]), *also)
+    adata = h5ad_group.whole(group[name], features_key, counts_layer, columns)
     region, keys = _region(adata, root / name)
     if region is None:
         return adata

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import anndata
@@ -69,7 +69,10 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def load(
-    path: str | Path, features_key: str = "features", counts_layer: str = "counts"
+    path: str | Path,
+    features_key: str = "features",
+    counts_layer: str = "counts",
+    also: Iterable[str] = (),
 ) -> anndata.AnnData:
     """The AnnData that a store holds, as far as a slide needs it; see `h5ad_group.whole`.
 
@@ -84,4 +87,4 @@ def load(
                 f"{path}: expected the AnnData of a slide (obs, var, obsm), found "
                 f"{', '.join(sorted(group)) or 'nothing'}."
             )
-        return h5ad_group.whole(group, features_key, counts_layer)
+        return h5ad_group.whole(group, features_key, counts_layer, also)
