@@ -18,9 +18,11 @@ class Part(compared.Part):
 
     def __init__(self, rows, tested=("A",)):
         methods = [SimpleNamespace(name=n, draws_as=d) for n, d in (("a", None), ("b", "b_draw"))]
+        for method in methods:
+            method.needs = frozenset()
         dataset = SimpleNamespace(folds=[0, 1], folds_from="by patient")
         super().__init__("part", None, {"seeds": (0,), "seed": 0}, None, dataset, methods)
-        self.__dict__.update(rows=rows, costs={}, seeds=(0,))
+        self.__dict__.update(rows=rows, costs={}, controls={}, seeds=(0,))
         self.__dict__["folds"] = [SimpleNamespace(fold={"test": tested})]
 
     seeds = None
@@ -51,9 +53,9 @@ def test_columns_are_those_that_some_row_has():
 
 def test_there_is_no_table_of_what_no_row_has():
     plain = {name: {"pearson": row["pearson"]} for name, row in ROWS.items()}
-    (columns, _), _, *apart = compared.tables_of(Part(plain), {}, "b")
+    (columns, _), (of_draws, _) = compared.tables_of(Part(plain), {}, "b")
     assert columns[1] == "pearson" and "svg" not in columns
-    assert [rows for _, rows in apart] == [[], []]
+    assert of_draws == ["draws of", "pearson"]
 
 
 @pytest.mark.parametrize("name", ["svg", "programmes", "ari"])
