@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pytest
 import tiny
+import tiny_stack
 
 import stfm_jax as stfm
 from stfm_jax.data.expression import expression
@@ -161,6 +162,20 @@ def test_the_panel_is_what_it_is_without_them(work, fields, tmp_path):
     assert tiny.run(tiny.config(**plain), tmp_path / "W") == 0
     alone = read_json(tmp_path / "W" / "fold_0" / "fold.json")
     assert alone["genes"] == about(work)[0]["genes"] and "added_genes" not in alone
+
+
+@pytest.mark.slow
+def test_no_score_of_a_stack_is_moved_by_them(data, tmp_path):
+    """What is copied of neighbouring sections hangs on no other gene."""
+    found = []
+    for name, genes in (("without", ()), ("with", FIELDS["data__genes"])):
+        made = {"methods": ("neighbour_copy",), "data__genes": genes, "fold": 0}
+        work = tmp_path / name
+        assert tiny.run(tiny_stack.config(data__dir=str(data), **made), work) == 0
+        path = tiny.place(work, 0, "neighbour_copy") / "scores.json"
+        found.append(read_json(path)["scores"]["neighbour_copy"])
+    assert "consistency" in found[0] and found[1].items() > found[0].items()
+    assert {*found[1]} - {*found[0]} == {f"pearson:{gene}" for gene in FIELDS["data__genes"]}
 
 
 @pytest.mark.slow

@@ -297,4 +297,6 @@ def legend_of(part: Part) -> str:
         for name, text in EXPLAINED.items()
         if name in measured and (ceiling := f"{name}_measured")
     ]
+    if genes := tables.apart(part.rows, "pearson"):
+        explained.append(f"{', '.join(genes)}: added to the panel, with no part in its means")
     return ". ".join([f"{said}; {part.dataset.folds_from}", *explained])

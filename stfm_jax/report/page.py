@@ -22,7 +22,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto
   color: #1a1a1a; background: #fff }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 img { max-width: 100%; height: auto }
-table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .2rem .8rem .2rem 0;
+table { border-collapse: collapse; margin: .5rem 0; display: block; overflow-x: auto }
+td, th { padding: .2rem .8rem .2rem 0;
   text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
 td { font-variant-numeric: tabular-nums }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ec; padding: .4rem .8rem }

@@ -64,3 +64,6 @@ def test_the_legend_says_what_is_shown_and_what_measured_expression_has(name):
     plain = {name: {"pearson": row["pearson"]} for name, row in ROWS.items()}
     assert f"{name}: " not in compared.legend_of(Part(plain))
     assert "labels; measured expression has 0.123" in compared.legend_of(Part(ROWS))
+    assert compared.legend_of(Part(ROWS)).endswith(
+        ". X: added to the panel, with no part in its means"
+    )
