@@ -26,8 +26,7 @@ def gene_counts(slide: Slide, genes: Sequence[str]) -> np.ndarray:
       InputError: as `require_genes`.
     """
     require_genes(slide, genes)
-    position = {gene: i for i, gene in enumerate(slide.genes)}
-    columns = [position[gene] for gene in genes]
+    columns = [slide.columns[gene] for gene in genes]
     return np.asarray(slide.counts[:, columns].todense(), dtype=np.float32)
 
 
@@ -35,8 +34,7 @@ def require_genes(slide: Slide, genes: Sequence[str]) -> None:
     """Raises InputError for a slide that has no counts, or lacks some of the genes."""
     if slide.counts is None:
         raise InputError(f"{slide.where}: has no counts; training and scoring need them.")
-    there = set(slide.genes)
-    missing = [gene for gene in genes if gene not in there]
+    missing = [gene for gene in genes if gene not in slide.columns]
     if missing:
         raise InputError(
             f"{slide.where}: {len(genes) - len(missing)} of {len(genes)} genes found; missing "
@@ -96,7 +94,7 @@ def _common(slides: Sequence[Slide]) -> list[str]:
     Raises:
       InputError: there are none.
     """
-    common = sorted(set.intersection(*(set(slide.genes) for slide in slides)))
+    common = sorted(set.intersection(*(set(slide.columns) for slide in slides)))
     if not common:
         raise InputError(f"no gene is in all slides: {why_none(slides)}.")
     return common
@@ -112,8 +110,8 @@ def most_expressed_genes(
     common = _common([*slides, *also_in])
     total = np.zeros(len(common))
     for slide in slides:
-        position = {gene: i for i, gene in enumerate(slide.genes)}
-        total += slide.counts.sum(axis=0, dtype=np.float64).A1[[position[gene] for gene in common]]
+        of_slide = slide.counts.sum(axis=0, dtype=np.float64).A1
+        total += of_slide[[slide.columns[gene] for gene in common]]
     order = np.argsort(-total, kind="stable")[:num_genes]
     return [common[i] for i in order if total[i] > 0]
 
@@ -156,10 +154,8 @@ def most_variable_genes(
     common = _common([*slides, *also_in])
     blocks = []
     for slide in slides:
-        position = {gene: i for i, gene in enumerate(slide.genes)}
-        blocks.append(
-            sp.diags(1e4 / library_size(slide)) @ slide.counts[:, [position[g] for g in common]]
-        )
+        counts = slide.counts[:, [slide.columns[gene] for gene in common]]
+        blocks.append(sp.diags(1e4 / library_size(slide)) @ counts)
     pooled = sp.csc_matrix(sp.vstack(blocks))
     detected = np.diff(pooled.indptr) / pooled.shape[0]
     logged = pooled.log1p()

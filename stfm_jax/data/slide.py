@@ -6,6 +6,7 @@ Readers build Slides; everything downstream takes them. Nothing here reads files
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -58,6 +59,11 @@ class Slide:
     @property
     def num_spots(self) -> int:
         return len(self.barcodes)
+
+    @functools.cached_property
+    def columns(self) -> dict[str, int]:
+        """Column of each gene in the counts; none without genes."""
+        return {gene: i for i, gene in enumerate(() if self.genes is None else self.genes.tolist())}
 
     @property
     def where(self) -> str:

@@ -134,7 +134,7 @@ class Expression(Problem):
         targets, scored = self.settings.targets, (*panel, *added)
         if targets <= len(panel):
             return Genes(scored, scored), added
-        wanted = min(targets, len(set.intersection(*(set(s.genes) for s in slides))))
+        wanted = min(targets, len(set.intersection(*(set(s.columns) for s in slides))))
         more = [g for g in most_variable_genes(slides, wanted) if g not in set(scored)]
         return Genes(scored, (*scored, *more)), added
 

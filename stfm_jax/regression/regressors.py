@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 
 from stfm_jax.ops.metrics import mean_over_genes, pearson
@@ -307,5 +307,5 @@ def _rbf(a: np.ndarray, b: np.ndarray, gamma: float) -> np.ndarray:
 
 def _median_squared_distance(x: np.ndarray, seed: int) -> float:
     index = np.random.default_rng(seed).choice(len(x), min(len(x), 1000), replace=False)
-    distance = cdist(x[index], x[index], "sqeuclidean")
+    distance = pdist(x[index], "sqeuclidean")
     return float(np.median(distance[distance > 0]))
