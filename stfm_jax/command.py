@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from stfm_jax import builtin
 from stfm_jax.errors import InputError
 from stfm_jax.modes import MODES
+from stfm_jax.runtime import pages
 
 USAGE = (
     "python run.py --config=NAME_OR_FILE --workdir=W "
@@ -207,4 +208,5 @@ def _dispatch(_: list[str]) -> int:
 
 def main() -> None:
     """The command's entry: `python run.py`, `python -m stfm_jax`."""
+    pages.start_again()
     app.run(_dispatch, flags_parser=parse)
