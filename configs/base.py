@@ -175,6 +175,10 @@ def get_config() -> ConfigDict:
     longnet.depth = 4
     longnet.heads = 8
     longnet.dropout = 0.1
+    longnet.weights = (
+        ""  # GigaPath's slide_encoder.pth, on its tiles' embeddings; none: from scratch
+    )
+    longnet.rate = 0.02  # share of the learning rate that these take
 
     stack = config.stack = ConfigDict()  # holotea: sections of one patient, in one frame
     stack.registration = "rigid"  # affine; none: coordinates are aligned already

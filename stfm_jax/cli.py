@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: str, mode: str) -> None:
     ):
         if section[name]:
             section[name] = os.path.abspath(os.path.expanduser(section[name]))
-    for section in (config.encoder, config.stnet):
+    for section in (config.encoder, config.stnet, config.longnet):
         section.weights = _absolute(section.weights)
     for name in (*outputs.INPUTS, "output"):
         config.predict[name] = expanded(config.predict[name])

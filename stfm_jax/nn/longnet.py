@@ -24,7 +24,7 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 class LongNet(nn.Module):
-    """Linear, sines of the place and a class token -> layers -> LN; genes by Linear [GigaPath].
+    """Linear, sines of the place, a class token -> layers -> LN -> LN; genes by Linear [GigaPath].
 
     The defaults are those of `enc12l768d`. [ours]: genes are read from every spot's token and, past
     the layers, from its features; tokens stand row by row, so that the order of spots changes
@@ -70,7 +70,8 @@ class LongNet(nn.Module):
                 name=f"layer_{i}",
             )  # fmt: skip
             h = layer(h, seen, None if keys is None else fold(keys, i))
-        h = LayerNorm(name="norm")(h)[1:][jnp.argsort(order)]
+        h = LayerNorm(name="norm_layers")(h)
+        h = LayerNorm(1e-6, name="norm")(h)[1:][jnp.argsort(order)]
         skip = Dense(self.num_genes, use_bias=False, kernel_init=_xavier, name="skip")(x)
         return Dense(self.num_genes, kernel_init=_xavier, name="head")(h) + skip
 

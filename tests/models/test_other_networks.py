@@ -188,6 +188,86 @@ def test_steps_of_slides_are_padded_and_other_devices_idle():
     assert steps.where(0, 0, 0) in ("slide a", "slide b")
 
 
+def gigapath(folder, seed: int = 0):
+    """A file as GigaPath's slide_encoder.pth is, 2 layers of 32 that see the toy's embeddings."""
+    rng, d = np.random.default_rng(seed), 32
+    tensors = {"cls_token": rng.normal(size=(1, 1, d))}
+
+    def linear(name, rows, columns):
+        tensors[f"{name}.weight"] = rng.normal(size=(columns, rows)) / np.sqrt(rows)
+        tensors[f"{name}.bias"] = 0.1 * rng.normal(size=columns)
+
+    def norm(name, width):
+        tensors[f"{name}.weight"] = 1 + 0.1 * rng.normal(size=width)
+        tensors[f"{name}.bias"] = 0.1 * rng.normal(size=width)
+
+    linear("patch_embed.proj", tiny.WIDTH, d)
+    for layer in (f"encoder.layers.{i}" for i in range(2)):
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{layer}.self_attn.{part}", d, d)
+        linear(f"{layer}.ffn.fc1", d, 4 * d)
+        linear(f"{layer}.ffn.fc2", 4 * d, d)
+        norm(f"{layer}.ffn.ffn_layernorm", 4 * d)
+        for part in ("self_attn.inner_attn_ln", "self_attn_layer_norm", "final_layer_norm"):
+            norm(f"{layer}.{part}", d)
+    norm("encoder.layer_norm", d)
+    norm("norm", d)
+    tensors = {f"model.{name}": a.astype(np.float32) for name, a in tensors.items()}
+    return encoder_folders.safetensors(folder / "slide_encoder.safetensors", tensors), tensors
+
+
+def test_gigapath_starts_from_its_weights(tmp_path):
+    path, tensors = gigapath(tmp_path)
+    method = table.build("gigapath_slide", tiny_stack.config(longnet__weights=str(path)))
+    assert method.sizes == (32, 2, 16)
+    rows = Rows(
+        np.zeros((8, tiny.WIDTH)), np.zeros((8, 3)), (np.zeros((8, 2), int),), np.ones(8, bool)
+    )
+    given = method.given()
+    trained = method.init(jax.random.key(0), given, jax.eval_shape(lambda: rows))
+    own = method.finished(trained, given)["params"]["network"]
+    assert set(own) == {*given, "head", "skip"}
+    first = own["layer_1"]
+    weights = [tensors[f"model.encoder.layers.1.self_attn.{p}_proj.weight"] for p in "qkv"]
+    np.testing.assert_array_equal(first["qkv"]["kernel"], np.concatenate(weights).T)
+    narrow = tensors["model.encoder.layers.1.ffn.fc2.weight"]
+    np.testing.assert_array_equal(first["feed_forward"]["narrow"]["kernel"], narrow.T)
+    np.testing.assert_array_equal(own["cls"], tensors["model.cls_token"][0])
+    np.testing.assert_array_equal(
+        own["norm_layers"]["bias"], tensors["model.encoder.layer_norm.bias"]
+    )
+
+
+def test_gigapath_goes_on_from_its_weights(tmp_path):
+    path, _ = gigapath(tmp_path)
+    config = tiny_stack.config(train__epochs=30, longnet__weights=str(path), longnet__rate=0.1)
+    slides = tiny.slides(registered=True)
+    genes = Genes(*(tuple(tiny_stack.genes(slides)) for _ in range(2)))
+    method = table.build("gigapath_slide", config)
+    method.check(slides, 1)
+    state = method.fit([Section(s) for s in slides[1:]], genes, run_of(tmp_path, config, "g"))
+    own, start = state.params["params"]["network"], method.given()
+    moved = np.abs(own["layer_0"]["out"]["kernel"] - start["layer_0"]["out"]["kernel"])
+    assert 0 < moved.max() < 0.1
+    true = expression(slides[0], genes.scored, "log1p")
+    found = predicted(method, state, slides[0], genes)
+    assert metrics.mean_over_genes(metrics.pearson(found, true))[0] > 0.25
+
+
+def test_weights_that_are_not_gigapaths_are_refused(tmp_path):
+    path, tensors = gigapath(tmp_path)
+    method = table.build("gigapath_slide", tiny_stack.config(longnet__weights=str(path)))
+    (slide,) = tiny.slides(1)
+    wide = dataclasses.replace(slide, features=np.zeros((slide.num_spots, 20), np.float32))
+    with pytest.raises(InputError, match=r"embeddings of 12 numbers.*found 20"):
+        method.check([wide], 1)
+    del tensors["model.norm.weight"]
+    other = encoder_folders.safetensors(tmp_path / "other.safetensors", tensors)
+    method = table.build("gigapath_slide", tiny_stack.config(longnet__weights=str(other)))
+    with pytest.raises(InputError, match=r"no norm.weight in it; give the file slide_encoder.pth"):
+        method.check([slide], 1)
+
+
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory):
     """A tiny encoder, simulated sections with their images, and the config that trains it."""

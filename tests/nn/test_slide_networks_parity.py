@@ -171,7 +171,7 @@ def torch_longnet(p, given, network):
         widened = norm(own["feed_forward"]["norm"])(torch.nn.functional.gelu(widened))
         h = h + linear(own["feed_forward"]["narrow"])(widened)
     tokens = torch.zeros(n, d, dtype=torch.float64)
-    tokens[order] = norm(p["norm"])(h)[1:]
+    tokens[order] = norm(p["norm"], 1e-6)(norm(p["norm_layers"])(h))[1:]
     return {"fused": linear(p["head"])(tokens) + linear(p["skip"])(tensor(given.x))}
 
 
