@@ -53,7 +53,7 @@ def imported(path: Path, helpers: Mapping[str, Path] = MappingProxyType({})) -> 
 
 def tests_of(module: str, tests: dict[Path, set[str]], users: dict[str, set[str]]) -> list[Path]:
     """Test files of a module: those of its package that import it or, if none does, what uses it
-    (and so on), else others.
+    (and so on), else others. With them those of its package of its first word: of `a_b` test_a*.py.
 
     Args:
       module: its name.
@@ -61,10 +61,12 @@ def tests_of(module: str, tests: dict[Path, set[str]], users: dict[str, set[str]
       users: which modules import each.
     """
     package, names, asked, left = module.split(".")[1], {module}, set(), []
+    word = module.rpartition(".")[2].split("_")[0]
+    kin = {path for path in named(word, list(tests)) if path.parent.name == package}
     while names:
         found = [path for path, uses in tests.items() if uses & names]
         if near := [path for path in found if path.parent.name == package]:
-            return sorted(near)
+            return sorted({*near, *kin})
         left = left or [path for path in found if path.parent.name != "tests"] or found
         asked |= names
         names = set().union(*(users.get(name, set()) for name in names)) - asked

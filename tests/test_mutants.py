@@ -61,6 +61,9 @@ def test_which_tests_are_a_modules_own(mutants):
     users = {"stfm_jax.data.e": {"stfm_jax.data.d"}, "stfm_jax.data.d": {"stfm_jax.data.a"}}
     assert mutants.tests_of("stfm_jax.data.e", tests, users) == [near]
     assert mutants.tests_of("stfm_jax.data.f", tests, {}) == []
+    kin = ROOT / "tests/data/test_a_frozen.py"
+    tests |= {near: {"stfm_jax.data.a_b"}, kin: {"stfm_jax.data.c"}}
+    assert mutants.tests_of("stfm_jax.data.a_b", tests, {}) == [kin, near]
     paths = [Path(f"test_{name}.py") for name in ("readers_a", "a_more", "ab", "b_a")]
     assert mutants.named("stfm_jax.data.readers.a", paths) == paths[:2]
 

@@ -89,6 +89,18 @@ def test_whole_groups_of_four_are_two_by_two():
     assert moved.low.num_spots == 42 and sorted(set(moved.num_children)) == [2, 4]
 
 
+@pytest.mark.parametrize(("kind", "group"), [("square", "2x2"), ("square", "4x4"), ("hex", "hex7")])
+@pytest.mark.parametrize("shift", [(0, 0), (1, 0), (1, 2), (-3, 1)])
+def test_a_whole_group_lies_around_its_parent_however_it_is_moved(kind, group, shift):
+    slide, _ = tissue(kind, 17.0, lost=0.0, jitter=0.0)
+    pair = coarsen.by_lattice(slide, group, shift)
+    whole = np.flatnonzero(pair.num_children == coarsen.GROUPS[group])
+    assert len(whole) > 3
+    for row in whole:
+        middle = slide.coords_um[pair.parent == row].mean(axis=0)
+        np.testing.assert_allclose(pair.low.coords_um[row], middle, atol=1e-6)
+
+
 def test_an_edge_parent_keeps_its_place():
     """Its centre is that of the whole group, whichever children there are."""
     slide, _ = tissue(lost=0.0, jitter=0.0)

@@ -9,9 +9,10 @@ import pytest
 import tiny
 from hest_layout import toy_slide, write_embeddings, write_task
 
+from configs import demo
 from stfm_jax.data import datasets
 from stfm_jax.data.expression import most_variable_genes
-from stfm_jax.data.folds import leave_one_out, leave_patients_out, leave_sections_out
+from stfm_jax.data.folds import Fold, leave_one_out, leave_patients_out, leave_sections_out
 from stfm_jax.data.readers import h5ad
 from stfm_jax.errors import InputError
 
@@ -219,3 +220,28 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     for slide in tiny.slides(2):
         h5ad.write(slide, tmp_path / "mine" / f"{slide.name}.h5ad")
     assert len(datasets.load(tiny.config(data__dir="~/mine").data).slides) == 2
+
+
+@pytest.mark.parametrize(("train", "refused"), [(["P_S0", "P_S1"], True), (["P_S1"], False)])
+def test_a_fold_that_trains_on_a_slide_and_tests_its_copy_is_refused(train, refused):
+    one = {each.name: each for each in tiny.slides(3)}
+    a, b, c = one.values()
+    there = {"P_S0": a, "P_S1": b, "P_S2": dataclasses.replace(a, name="P_S2"), "P_S3": c}
+    dataset = datasets.Dataset(there, (Fold(tuple(train), ("P_S2", "P_S3")),), None, "")
+    if refused:
+        with pytest.raises(InputError, match="a fold trains on one and tests the other"):
+            datasets._without_copies(dataset)
+    else:
+        assert set(datasets._without_copies(dataset).slides) == set(there)
+
+
+def test_sections_of_her2st_are_those_asked_for_or_all(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(datasets.her2st, "sections", lambda root: ["A1", "B1", "C1"])
+    monkeypatch.setattr(datasets.her2st, "read", lambda root, name, rules: read.append(name))
+    config = demo.get_config()
+    config.data.dir = str(tmp_path)
+    for asked, expected in (((), ["A1", "B1", "C1"]), (("C1", "A1"), ["C1", "A1"])):
+        config.data.sections = asked
+        assert list(datasets._her2st(config.data).slides) == expected
+    assert read == ["A1", "B1", "C1", "C1", "A1"]

@@ -130,3 +130,13 @@ def test_bad_files(tmp_path):
         file["barcodes"] = slide.barcodes[:3].astype(bytes)
     with pytest.raises(InputError, match=r"short.h5.*\(20, 5\), \(20, 2\) and \(3,\)"):
         embeddings.read(tmp_path / "short.h5")
+
+
+@pytest.mark.parametrize(("matched", "level"), [(9, "WARNING"), (10, "INFO"), (15, "INFO")])
+def test_that_most_spots_lack_an_embedding_is_a_warning(tmp_path, caplog, matched, level):
+    slide = toy_slide()
+    with caplog.at_level(logging.INFO, "stfm_jax"):
+        embeddings.align(slide, _write(tmp_path / "a.h5", slide, np.arange(matched)))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert f"{20 - matched} of 20 spots dropped" in record.getMessage()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from pathlib import Path
 
 import numpy as np
 import optional
@@ -14,8 +15,8 @@ from slide_files import ArrayImage, halved, pyramid, write_ome, write_tiff, writ
 
 from stfm_jax.data.image import ImagePatches
 from stfm_jax.data.images import openslide_image, scale, tiff_image
-from stfm_jax.data.images.image import on_background
-from stfm_jax.data.images.opening import is_image, open_image
+from stfm_jax.data.images.image import Level, on_background
+from stfm_jax.data.images.opening import EXTRA, is_image, open_image
 from stfm_jax.data.images.sampling import coarsest, resampled
 from stfm_jax.data.readers import her2st
 from stfm_jax.encoders.encoder import StainTexture
@@ -229,6 +230,17 @@ def test_scales(tmp_path, pixels, caplog):
         scale.um_per_px(open_image(tmp_path / "a.png"), None, "--x")
 
 
+@pytest.mark.parametrize(
+    ("across", "down", "expected"),
+    [
+        (0.5, 0.5, 0.5), (0.5, 0.52, 0.51), (0.5, None, None), (None, 0.5, None),
+        (None, None, None), (0.0, 0.5, None), (0.5, 0.0, None), (-0.5, 0.5, None),
+    ],
+)  # fmt: skip
+def test_one_scale_of_two_axes(across, down, expected):
+    assert scale.of_both(across, down, Path("a.tif")) == (expected and pytest.approx(expected))
+
+
 def test_imagej_says_its_unit(tmp_path, pixels):
     path = tmp_path / "j.tif"
     tifffile.imwrite(
@@ -330,8 +342,58 @@ def test_openslide_opens_what_a_scanner_wrote(tmp_path, pixels, openslide):
     (tmp_path / "b.mrxs").write_bytes(b"\xff\xd8nothing")
     with pytest.raises(InputError, match=r"b\.mrxs: expected a slide that OpenSlide opens"):
         open_image(tmp_path / "b.mrxs")
+
+
+def test_what_openslide_says_of_a_background():
     assert openslide_image._colour("F0f1f2") == (240, 241, 242)
-    assert openslide_image._colour(None) == openslide_image._colour("zzzzzz") == (255, 255, 255)
+    for unknown in (None, "", "zzzzzz", "F0f1", "F0f1f2f3"):
+        assert openslide_image._colour(unknown) == (255, 255, 255), unknown
+
+
+def test_openslide_is_asked_for_a_place_on_its_first_level():
+    """Whichever level is read, as its documentation says; levels need not be an exact half."""
+
+    class Slide:
+        def read_region(self, place, level, size):
+            self.asked = place, level, size
+            return Image.new("RGBA", size, (10, 20, 30, 255))
+
+    image, slide = object.__new__(openslide_image.OpenSlideImage), Slide()
+    image.levels, image.background = (Level(1001, 600), Level(250, 150)), (255, 255, 255)
+    found = image._read(slide, 1, 100, 30, 7, 5)
+    assert slide.asked == ((400, 120), 1, (7, 5))  # 100 * 1001 / 250 is 400.4
+    assert found.shape == (5, 7, 3) and (found == [10, 20, 30]).all()
+    image._read(slide, 0, 100, 30, 7, 5)
+    assert slide.asked == ((100, 30), 0, (7, 5))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_tile_that_was_never_written_is_white(tmp_path, separate):
+    pixels = np.full((64, 96, 3), 90, np.uint8)
+    tiles = [pixels[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32, 64)]
+    if separate:
+        tiles = [tile[..., plane] for plane in range(3) for tile in tiles]
+    written = [None if i % 6 == 1 else tile for i, tile in enumerate(tiles)]
+    layout = {"planarconfig": "separate"} if separate else {}
+    shape = (3, 64, 96) if separate else pixels.shape
+    tifffile.imwrite(
+        *(tmp_path / "a.tif", iter(written)), shape=shape, dtype=np.uint8, tile=(32, 32),
+        photometric="rgb", **layout,
+    )  # fmt: skip
+    expected = pixels.copy()
+    expected[:32, 32:64] = 255
+    image = open_image(tmp_path / "a.tif")
+    assert isinstance(image, tiff_image.TiffImage)
+    np.testing.assert_array_equal(image.read(0, 0, 0, 96, 64), expected)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_who_could_open_it_with_openslide_is_told_to_install_it(tmp_path, monkeypatch, known):
+    monkeypatch.setattr(openslide_image, "installed", lambda: known)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.float32))
+    with pytest.raises(InputError) as refused:
+        open_image(tmp_path / "a.tif")
+    assert (EXTRA in str(refused.value)) == (not known)
 
 
 @pytest.mark.skipif(PLATFORMS is None, reason="no real files (set STFM_PLATFORMS)")

@@ -55,3 +55,19 @@ def test_weights_are_those_of_a_gaussian_and_of_numbers_of_children():
     weights = np.exp(-(np.array([0.0, 100.0, 300.0]) ** 2) / (2 * (75.0**2 + 625.0))) * [1, 2, 1]
     weights[2] *= 300.0 <= interpolation._REACH * np.hypot(75.0, 25.0)
     np.testing.assert_allclose(found.toarray()[0], weights / weights.sum(), rtol=1e-9)
+
+
+def test_the_lattice_may_lie_anywhere():
+    """Far from the origin, and the children in other places: the same planes and splines."""
+    rng = np.random.default_rng(3)
+    moved = np.array([5000.0, -1230.0])
+    field = rng.normal(size=(len(LOW), 2))
+    plane = LOW @ [[0.3], [-0.7]] + 4.0
+    inside = (HIGH > 0).all(axis=1) & (HIGH < LOW.max(axis=0)).all(axis=1)
+    found = interpolation.bilinear(LOW + moved, HIGH + moved, "slide") @ plane
+    np.testing.assert_allclose(found[inside], (HIGH @ [[0.3], [-0.7]] + 4.0)[inside])
+    here, there = (
+        interpolation.bicubic(field, LOW + shift, HIGH + shift, "slide") for shift in (0.0, moved)
+    )
+    np.testing.assert_allclose(here, there, atol=1e-6)
+    np.testing.assert_allclose(interpolation.bicubic(field, LOW + moved, LOW + moved, ""), field)

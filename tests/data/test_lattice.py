@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stfm_jax.data.lattice import find_lattice
+from stfm_jax.data.lattice import find_lattice, spot_spacing_um
 from stfm_jax.errors import InputError
 
 CELLS = {
@@ -40,3 +40,12 @@ def test_a_skewed_lattice_is_none_that_platforms_have():
     index = np.stack(np.meshgrid(np.arange(20), np.arange(20)), axis=-1).reshape(-1, 2)
     with pytest.raises(InputError, match="slide"):
         find_lattice(index @ np.array([[100.0, 0.0], [27.0, 130.0]]), "slide")
+
+
+def test_few_spots_have_a_distance():
+    """Of one spot any will do; the others are 70 um from the next."""
+    corner = 70.0 * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    triangle = 70.0 * np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
+    assert spot_spacing_um(corner[:1]) == 1.0
+    for spots in (corner[:2], triangle, corner):
+        assert spot_spacing_um(spots) == pytest.approx(70.0)

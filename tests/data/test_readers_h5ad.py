@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from stfm_jax.data import feature_store
 from stfm_jax.data.readers import h5ad, h5ad_group
+from stfm_jax.data.readers.h5ad_slide import slide_from_anndata
 from stfm_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -139,6 +140,13 @@ def test_spots_outside_the_tissue_are_dropped(tmp_path, caplog, column):
     np.testing.assert_array_equal(slide.counts.toarray(), COUNTS[::2])
     np.testing.assert_array_equal(slide.features[:, 0], [0, 4, 8, 12, 16])
     assert "4 of 9 spots dropped, outside the tissue" in caplog.text and slide.z_um == 32.0
+
+
+def test_an_object_in_memory_loses_spots_outside_unless_told_otherwise():
+    adata = _adata()
+    adata.obs["in_tissue"] = [1, 0, 0] * 3
+    assert slide_from_anndata(adata, name="slide").num_spots == 3
+    assert slide_from_anndata(adata, name="slide", tissue_mask=False).num_spots == 9
 
 
 def test_to_predict_features_stay_in_the_file(tmp_path):

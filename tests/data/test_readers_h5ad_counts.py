@@ -1,6 +1,7 @@
 """Expression read in blocks against that of the whole slide."""
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,3 +50,12 @@ def test_no_expression_without_raw_counts(tmp_path):
     for X in (None, np.log1p(COUNTS), -COUNTS):
         _adata(X).write_h5ad(tmp_path / "slide.h5ad")
         assert h5ad_counts.read_expression(tmp_path / "slide.h5ad", ["s0"], ["A"], "log1p") is None
+
+
+def test_no_expression_of_a_file_without_spots_or_genes(tmp_path):
+    for lost in ("obs", "var", "X"):
+        path = tmp_path / f"{lost}.h5ad"
+        _adata(COUNTS).write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            del file[lost]
+        assert h5ad_counts.read_expression(path, ["s0"], ["A"], "log1p") is None, lost

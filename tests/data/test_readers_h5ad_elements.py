@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from stfm_jax.data.readers import h5ad, h5ad_counts
+from stfm_jax.data.readers import h5ad, h5ad_counts, h5ad_group
 from stfm_jax.data.readers import h5ad_elements as elements
 from stfm_jax.errors import InputError
 
@@ -112,3 +112,39 @@ def test_counts_that_are_no_matrix_of_numbers(tmp_path, values):
         file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     with pytest.raises(InputError, match=r"a\.h5ad: expected counts to be a matrix of numbers"):
         h5ad.read(tmp_path / "a.h5ad")
+
+
+def test_a_layer_of_another_name_is_read_where_it_is_there():
+    made = adata()
+    made.layers["umi"] = 3 * made.X
+    counts, genes = elements.raw_counts(made, "umi", "slide")
+    np.testing.assert_array_equal(counts.toarray(), 3 * made.X.toarray())
+    assert list(genes) == ["A", "B"]
+    counts, _ = elements.raw_counts(made, "counts", "slide")  # absent, and X in its place
+    np.testing.assert_array_equal(counts.toarray(), made.X.toarray())
+    with pytest.raises(InputError, match=r"slide: expected raw counts in layers\['raw'\], .* umi;"):
+        elements.raw_counts(made, "raw", "slide")
+
+
+def test_fractions_name_the_layers_that_may_hold_the_counts():
+    made = adata()
+    made.X = made.X * 0.5
+    with pytest.raises(InputError, match=r"found 0\.5; .* into layers\['counts'\]\.$"):
+        elements.raw_counts(made, "counts", "slide")
+    made.layers["umi"] = made.X
+    with pytest.raises(InputError, match=r"into layers\['counts'\] \(its layers: umi\)\.$"):
+        elements.raw_counts(made, "counts", "slide")
+
+
+def test_a_table_of_records_has_the_columns_that_are_wanted(tmp_path):
+    """As anndata wrote them before 0.7: names among the columns, categories in `uns`."""
+    kind = [("index", "S2"), ("section", "i1"), ("n", "f4"), ("patient", "S2")]
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        file["obs"] = np.array([(b"s0", 1, 5.0, b"P1"), (b"s1", 0, 6.0, b"P2")], kind)
+        file["uns/section_categories"] = np.array([b"a", b"b"])
+        some = h5ad_group.table(file["obs"], {"section", "patient"}.__contains__, file)
+        every = h5ad_group.table(file["obs"], lambda name: True, file)
+    assert list(some.index) == list(every.index) == ["s0", "s1"]
+    assert list(some.columns) == ["section", "patient"]
+    assert list(some["section"]) == ["b", "a"] and list(some["patient"]) == ["P1", "P2"]
+    assert list(every.columns) == ["section", "n", "patient"] and list(every["n"]) == [5.0, 6.0]

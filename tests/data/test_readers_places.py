@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from stfm_jax.data.readers import joined, pitch, places, scanpy_scale
+from stfm_jax.data.readers import visium as visium_reader
 from stfm_jax.errors import InputError
 
 HEX = np.array([[2 * c + r % 2, r] for r in range(8) for c in range(8)], float)  # array col, row
@@ -271,3 +272,18 @@ def test_spots_that_are_near_by_chance_or_one_lattice_are_one_slide():
     joined.require_one_slide(file(few), "")
     moved = SQUARE + 0.3 * rng.normal(size=SQUARE.shape)
     joined.require_one_slide(file(np.concatenate([SQUARE, moved])), "")
+
+
+def test_spots_on_top_of_one_another_have_no_distance():
+    twice = np.repeat(SQUARE, 2, axis=0)
+    found = scanpy_scale.scales(visium(twice, {"spot_diameter_fullres": 130.0}), "")
+    assert list(found.values()) == [0.5]  # by the diameter alone
+
+
+@pytest.mark.parametrize(
+    ("by_pitch", "diameter_um"),
+    [(0.65, 65), (0.6, 65), (0.55, 55), (0.58, 55), (0.2, 65), (0.46, 65), (3.0, 65)],
+)
+def test_a_diameter_is_of_65_um_unless_55_fit_better(by_pitch, diameter_um):
+    """A spot of 100 px; what fits neither within a tenth is not the other either."""
+    assert visium_reader.by_diameter(100.0, by_pitch) == pytest.approx(diameter_um / 100)

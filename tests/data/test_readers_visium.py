@@ -314,6 +314,13 @@ def test_folders_that_are_none_or_of_two_images(tmp_path):
         space_ranger.find_image(tmp_path / "a")
 
 
+def test_a_folder_without_slides_names_six_of_what_is_there(tmp_path):
+    for i in range(8):
+        (tmp_path / f"f{i}").mkdir()
+    with pytest.raises(InputError, match="found the folders f0, f1, f2, f3, f4, f5; name them in"):
+        datasets.load(_config(tmp_path, "visium"))
+
+
 def test_expression_of_an_input_is_that_of_its_counts(tmp_path):
     slide = layouts.hd_slide()
     outs = layouts.write_hd(tmp_path / "HD1/outs", slide)

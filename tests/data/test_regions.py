@@ -91,3 +91,11 @@ def test_batches_have_the_tiles_asked_for():
     assert {batch.tiles.num_tiles for batch in one} == {1}
     assert {batch.tiles.size for batch in several} == {16}
     assert [sorted(a) for a in places(several)] == places(one)
+
+
+def test_one_slide_is_enough_and_its_first_step_comes_first():
+    some = Regions(SLIDES[:1], neighbors=3, tile=512, per_slide=3)
+    assert (some.width, some.steps) == (3, 3)
+    drawn = [batch for (batch,) in some.batches(0, 0)]
+    assert len(drawn) == 3
+    assert_same_batches(drawn, batches(some, 0, 0, 0))

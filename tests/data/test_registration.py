@@ -298,3 +298,8 @@ def test_real_sections_fit_and_their_genes_agree(tmp_path):
     coords = [a.coords_um for a in stack.alignments]
     copies = [values[k][cKDTree(coords[k]).query(coords[1], k=7)[1]].mean(axis=1) for k in (0, 2)]
     assert np.nanmean(pearson(values[1], np.mean(copies, axis=0))) > 0.5
+
+
+def test_the_middle_of_a_section_is_that_of_its_extent():
+    spots = np.array([[100.0, -50.0], [300.0, 0.0], [290.0, 10.0], [280.0, 150.0]])
+    np.testing.assert_array_equal(fields.Shape(spots, spots, 100.0).center_um, [200.0, 50.0])

@@ -22,6 +22,17 @@ def test_a_subset_keeps_what_belongs_to_its_spots():
     assert toy_slide().subset(index).registered_um is None
 
 
+def test_a_subset_sees_the_patches_of_its_spots():
+    class Patches:
+        def read(self, spots, field_um):
+            return np.asarray(spots) * 10
+
+    index = np.array([5, 0, 11])
+    assert toy_slide().patches is None and toy_slide().subset(index).patches is None
+    some = dataclasses.replace(toy_slide(), patches=Patches()).subset(index)
+    np.testing.assert_array_equal(some.patches.read([2, 0], 100.0), [110, 50])
+
+
 @pytest.mark.parametrize(
     ("places", "message"),
     [

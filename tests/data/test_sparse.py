@@ -37,3 +37,9 @@ def test_what_is_not_compressed_is_not_looked_at():
     sparse.check_structure(np.ones((2, 2)), "counts", "a")
     sparse.check_structure(sp.coo_matrix(np.eye(2)), "counts", "a")
     sparse.check_structure(sp.csc_matrix(np.eye(2)), "counts", "a")
+
+
+def test_rows_without_counts_are_sound():
+    for form in (sp.csr_matrix, sp.csc_matrix):
+        sparse.check_structure(form([[0, 1, 0], [0, 0, 0], [2, 0, 0]]), "counts", "a")
+        sparse.check_structure(form((3, 2)), "counts", "a")

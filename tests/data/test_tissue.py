@@ -119,3 +119,12 @@ def test_a_lattice_covers_the_slide(kind):
     np.testing.assert_allclose(np.linalg.norm(lattice.basis, axis=1), 100.0, rtol=1e-6)
     blocks = points // 2_000
     assert (np.any(np.diff(blocks, axis=0) != 0, axis=1)).sum() == 8  # each square once
+
+
+def test_black_is_below_60_and_reaches_the_edge():
+    """Of the brightest channel; a dark spot inside is tissue, however dark."""
+    picture = np.full((20, 30, 3), 200, np.uint8)
+    picture[:, :4], picture[:, -5:], picture[8:12, 10:14] = (59, 0, 20), (60, 0, 20), 0
+    expected = np.zeros((20, 30), bool)
+    expected[:, :4] = True
+    np.testing.assert_array_equal(tissue._border(picture), expected)
