@@ -213,3 +213,8 @@ def test_a_damaged_data_set_is_refused(built, tmp_path, change, words):
 def test_what_is_not_needed_is_not_imported(module, absent):
     code = f"import sys; import stfm_jax.{module}; assert {absent!r} not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_nobody_finds_it_by_a_name_alone():
+    """It is built from a folder; a registered name would stand in the way of another's."""
+    assert not {"slides", "stfm_slides"} & set(tfds.list_builders(with_community_datasets=False))
