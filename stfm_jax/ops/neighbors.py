@@ -80,7 +80,7 @@ def nearest(tree: cKDTree, spots: np.ndarray, k: int, include_self: bool = False
     """Neighbours of some spots [m] of a tree, as `knn_graph`; receivers count within `spots`."""
     n, coords = tree.n, tree.data[spots]
     width = min(n, k + 2 + MAX_TIES)
-    first = min(n, k + 6)
+    first = max(min(n, k + 6), 2)  # of one scipy leaves the axis out
     distance, index = tree.query(coords, k=first, workers=workers(len(coords)))
     # The k-th neighbour is at column k: column 0 is the spot itself.
     radius = distance[:, k] * (1.0 + TIE_TOLERANCE)

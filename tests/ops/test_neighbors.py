@@ -189,3 +189,10 @@ def test_neighbor_mean_of_one_neighbour_is_that_neighbour():
 
 def test_median_spacing():
     assert median_spacing(rotated(hexagonal_lattice(7, 100.0), 12.0)) == pytest.approx(100.0)
+
+
+def test_one_spot_alone_has_itself_at_most():
+    place = np.array([[3.0, 4.0]])
+    assert len(knn_graph(place, 0).senders) == 0
+    graph = knn_graph(place, 0, include_self=True)
+    assert (graph.senders.tolist(), graph.receivers.tolist()) == ([0], [0])

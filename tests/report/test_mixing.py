@@ -80,3 +80,12 @@ def test_few_spots_of_large_samples_are_compared(tmp_path, monkeypatch):
         index = [np.abs(APART[name].low.coords_um - p).sum(axis=1).argmin() for p in places]
         np.testing.assert_allclose(APART[name].low.coords_um[index], places, atol=1e-3)
         assert len(set(index)) == 10 and max(index) < 30
+
+
+def test_expression_is_counts_in_ten_thousand_on_a_log_scale(tmp_path):
+    """As large as the matrix it is made of, whose largest singular values the scores have."""
+    mixing.write(tmp_path, APART, 0)
+    counts = np.concatenate([p.low.counts.toarray() for p in APART.values()])
+    logs = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    found = np.linalg.norm(load_arrays(tmp_path / "latents.npz")["features"]["expression"], axis=0)
+    np.testing.assert_allclose(found, np.linalg.svd(logs)[1][: len(found)], rtol=1e-4)

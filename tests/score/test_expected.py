@@ -40,6 +40,7 @@ def test_mean_over_folds_of_the_mean_over_seeds(found):
 
 def test_one_fold_has_no_interval(found):
     assert found["ONE"].pearson == pytest.approx(0.3) and np.isnan(found["ONE"].low)
+    assert np.isnan(found["ONE"].high) and found["ONE"].folds == 1
 
 
 def test_columns(found, tmp_path):

@@ -98,3 +98,26 @@ def test_programmes_are_the_mean_over_slides_and_lists():
     assert found["programmes"] == pytest.approx(np.mean(list(by_hand.values())))
     even = [np.tile(y.mean(axis=0), (len(y), 1)).astype(np.float32) for y in true]
     assert score.score_point(even, test)["programmes"] == 0.0
+
+
+def test_reliability_is_what_central_intervals_cover():
+    """Draws of the right width cover what they say; of few draws nothing is said."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(500, 4))
+    draws = [rng.normal(size=(199, 200, 4)), rng.normal(size=(199, 300, 4))]
+    found = score.reliability(draws, true, 0)
+    np.testing.assert_allclose(found["levels"], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    np.testing.assert_allclose(found["covered"], found["levels"], atol=0.03)
+    narrow = score.reliability([0.5 * each for each in draws], true, 0)["covered"]
+    assert (narrow < found["covered"]).all()
+    assert score.reliability([each[:98] for each in draws], true, 0) == {}
+
+
+def test_a_slide_of_one_spot_is_scored_with_the_others():
+    rng = np.random.default_rng(0)
+    (a, true_a), (b, true_b) = made(rng, 40, 0.0), made(rng, 1, 0.0)
+    coords = [rng.uniform(0, 1000, (40, 2)), np.zeros((1, 2))]
+    test = score.TestSet(("a", "b"), coords, [true_a, true_b])
+    found = score.score_point([a, b], test)
+    assert found["pearson"] > 0.2 and found["pearson_slide"] > 0.2
+    assert np.isnan(found["moran"])  # a spot alone has none

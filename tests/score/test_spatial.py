@@ -10,6 +10,7 @@ from stfm_jax.data.expression import gene_counts
 from stfm_jax.ops import metrics
 from stfm_jax.ops.neighbors import knn_graph
 from stfm_jax.score import expression, split
+from stfm_jax.score.spatial import graph
 
 
 def test_one_moran_for_both_problems():
@@ -70,3 +71,16 @@ def test_two_genes_have_no_ranks():
     true, coords = rng.normal(size=(60, 2)), rng.uniform(0, 1000, (60, 2))
     found = expression.score_point([true], expression.TestSet(("a",), [coords], [true]))
     assert np.isnan(found["svg"]) and found["moran"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 8, 9])
+def test_few_spots_are_all_neighbours(number):
+    places = np.random.default_rng(number).uniform(0, 1000, (number, 2))
+    for include_self in (False, True):
+        degrees = graph(places, include_self).degrees(number)
+        np.testing.assert_array_equal(degrees, number - 1 + include_self)
+
+
+def test_of_many_spots_the_eight_nearest_are():
+    places = np.random.default_rng(0).uniform(0, 1000, (60, 2))
+    np.testing.assert_array_equal(graph(places).degrees(60), 8)
