@@ -181,3 +181,19 @@ def test_the_fit_knows_more_than_the_genes_own(fitted):
         assert correlation.min() > 0.1 and correlation.mean() > 0.25
         np.testing.assert_allclose(expected.mean(axis=0), counts.mean(axis=0), rtol=0.4)
     assert gains[0] > gains[1] + 0.01  # neighbours' expression tells more than images alone
+
+
+def test_what_the_network_sees(spots):
+    """Neighbours' mean in units of the genes' own, by weight; of none the genes' mean, 0."""
+    own, context = spots
+    x = inputs(own, context)
+    weight = context.weight * context.known
+    known = weight.sum(axis=1)
+    assert (known[::2] > 0).all() and not known[1::2].any()
+    np.testing.assert_allclose(x[:, -1], known, rtol=1e-6)
+    np.testing.assert_array_equal(x[:, :P], own)
+    around = np.einsum("nk,nkp->np", context.weight, context.features)
+    np.testing.assert_allclose(x[:, P : 2 * P], around, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(x[1::2, 2 * P : -1], 0.0)
+    mean = np.einsum("nk,nkg->ng", weight, context.expr)[::2] / known[::2, None]
+    np.testing.assert_allclose(x[::2, 2 * P : -1], (mean - MEAN) / STD, rtol=1e-4, atol=1e-5)

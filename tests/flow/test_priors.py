@@ -154,3 +154,14 @@ def test_large_counts_need_no_table_of_each():
     for quantile in (0.2, 0.5, 0.99):
         expected = np.log1p(nb.ppf((quantile - pi) / (1 - pi)))
         np.testing.assert_allclose(np.quantile(x, quantile, axis=0), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("above", [-3, -2, -1, 0, 1, 2, 10_000])
+def test_counts_are_tabled_one_by_one_as_far_as_said(above):
+    """Up to the largest at least; beyond in steps below 0.1 %, which is few."""
+    largest = priors.MOST_TABLE + above
+    support = priors._tabled(largest)
+    np.testing.assert_array_equal(support[: priors.MOST_TABLE], np.arange(priors.MOST_TABLE))
+    assert support[-1] >= largest and (np.diff(support) >= 0).all()
+    assert len(support) < priors.MOST_TABLE + 200
+    np.testing.assert_array_less(np.diff(support[priors.MOST_TABLE :]), 1.1e-3 * largest)
