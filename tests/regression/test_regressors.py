@@ -223,3 +223,16 @@ def test_what_all_expression_has_more_a_prediction_has_more(kind):
         np.testing.assert_allclose(
             far, np.broadcast_to(y.mean(axis=0) + 10.0, far.shape), atol=1e-3
         )
+
+
+def test_slides_of_one_patient_are_left_out_one_by_one():
+    """Whether the patient has a name or not; of one slide alone blocks are."""
+    sizes = (3, 2, 4)
+    coords = [np.random.default_rng(i).uniform(0, 1000, (n, 2)) for i, n in enumerate(sizes)]
+    for patients in ((), ("P1", "P1", "P1"), ("", "", "")):
+        groups = regressors.leave_out_groups(sizes, coords, patients=patients)
+        np.testing.assert_array_equal(groups, [0, 0, 0, 1, 1, 2, 2, 2, 2])
+    groups = regressors.leave_out_groups(sizes, coords, patients=("P1", "P2", "P1"))
+    np.testing.assert_array_equal(groups, [0, 0, 0, 1, 1, 0, 0, 0, 0])
+    places = [np.random.default_rng(9).uniform(0, 1000, (40, 2))]
+    assert set(regressors.leave_out_groups((40,), places, patients=("P1",))) == set(range(5))
