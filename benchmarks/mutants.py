@@ -4,14 +4,15 @@
         [--seed=0]
 
 Of every module of these packages (data has the readers) so many places are drawn, and each is made
-wrong in turn: an operator, a comparison, a constant, a condition. Then those of the
-module's own tests run that pass by the place, the slow ones aside. A mutant that none of them
-notices has survived. A draw of another seed is fresh: it leaves out what smaller seeds drew, for
-which tests may have been written since. At first sight is as it was when a mutant was first run,
-before any test was written for it. Equivalent ones count as survivors too, but for those that
-results/mutants_equivalent.json argues, one by one. Each is a line of results/mutants.jsonl. What is
-there is not run again while the module and its tests are the same; one that was killed, while the
-module is and the test that did it is there. `--summary` prints what is there and runs nothing.
+wrong in turn: an operator, a comparison, a constant, a condition. Then those of the module's own
+tests run that pass by the place, the slow ones aside. A mutant that none of them notices has
+survived. A draw of another seed is fresh: it leaves out what smaller seeds drew, for which tests
+may have been written since. At first sight is as it was when a seed's mutants were first run, of
+whatever version, before any test was written for them. Equivalent ones count as survivors too, but
+for those that results/mutants_equivalent.json argues, one by one. Each is a line of
+results/mutants.jsonl. What is there is not run again while the module and its tests are the same;
+one that was killed, while the module is and the test that did it is there. `--summary` prints what
+is there and runs nothing.
 
 What passes by is found by running all of these tests once, traced, which takes minutes and is not
 done for a few mutants. Tests run in forks of one process; what they start as commands of their own
@@ -161,12 +162,13 @@ class Module:
         self.of = _digest(self.source)
         self.by = _digest(*(file.read_bytes() for file in tests))
         self.mutants = {mutant.told(self.source): mutant for mutant in drawn}
-        ever = [r for r in rows if r["module"] == self.short and r["mutant"] in self.mutants]
-        there = [row for row in ever if row["of"] == self.of]
+        ever = [row for row in rows if row["module"] == self.short]
+        there = [row for row in ever if row["of"] == self.of and row["mutant"] in self.mutants]
         now = [row for row in there if row["tests"] == self.by or _holds(row)]
         self.killed = {row["mutant"]: row["killed"] for row in now}
         self._survived = {row["mutant"]: False for row in there}  # of earlier tests, too
-        self.first = {row["mutant"]: row["killed"] for row in reversed(ever)}  # when first run
+        drawn = (row for row in reversed(ever) if row.get("seed", 0) == seed)
+        self.first = {row["mutant"]: row["killed"] for row in drawn}  # when first run
 
     @property
     def found(self) -> dict[str, bool]:
@@ -277,7 +279,7 @@ def _print(module: Module, argued: dict[str, str]) -> None:
 
 def _sum_up(modules: Sequence[Module], argued: dict[str, str]) -> None:
     """Of each package and of all: mutants that were run, killed, equivalent; as it was at first."""
-    packages = {}
+    packages, first = {}, {}
     for module in modules:
         of = (
             "data/readers"
@@ -286,14 +288,15 @@ def _sum_up(modules: Sequence[Module], argued: dict[str, str]) -> None:
         )
         for key in (of, "all"):
             packages.setdefault(key, []).extend(
-                (killed, f"{module.short}: {text}" in argued, module.first.get(text, killed))
+                (killed, f"{module.short}: {text}" in argued)
                 for text, killed in module.found.items()
             )
+            first.setdefault(key, []).extend(module.first.values())
     for package, found in sorted(packages.items(), key=lambda each: each[0] == "all"):
-        killed, spared = sum(k for k, _, _ in found), sum(e and not k for k, e, _ in found)
+        killed, spared = sum(k for k, _ in found), sum(e and not k for k, e in found)
         share = killed / max(1, len(found) - spared)
         told = f"{killed} of {len(found) - spared} killed, {share:.1%}; {spared} equivalent"
-        told += f"; at first sight {sum(first for *_, first in found)} of {len(found)}"
+        told += f"; at first sight {sum(first[package])} of {len(first[package])}"
         print(f"{package + ':' if package != 'all' else ''} {told}".strip())
 
 
