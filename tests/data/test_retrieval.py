@@ -139,3 +139,11 @@ def test_values_of_sections_without_any_count_for_nothing():
 def test_what_is_not_said_is_as_the_config_has_it():
     stack, said = base.get_config().stack, dataclasses.asdict(Reach())
     assert {name: stack[name] for name in said} == said
+
+
+def test_what_lies_at_the_same_height_is_neither_above_nor_below():
+    sections = stack()
+    same = [*sections, dataclasses.replace(sections[1], z_um=sections[1].z_um)]
+    everything = range(len(same))
+    assert within_reach(same, 1, everything, 1) == [0, 2]
+    assert within_reach(same, 2, everything, 5) == [0, 1, 4, 3]

@@ -68,12 +68,18 @@ def tissue(name: str) -> dict[str, list[float]]:
     }
 
 
+@pytest.fixture(scope="module", params=VOLUMES)
+def name(request) -> str:
+    """Of a volume, made once for the tests that ask for it (benchmarks/mutants.py sees which)."""
+    volume(request.param)
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def figures() -> dict:
     return json.loads(FIGURES.read_text())
 
 
-@pytest.mark.parametrize("name", VOLUMES)
 def test_sections_are_those_of_the_figures(figures, name):
     found = tissue(name)
     assert set(found) == set(figures[name]["tissue"])
@@ -82,7 +88,6 @@ def test_sections_are_those_of_the_figures(figures, name):
         np.testing.assert_allclose(found[what], expected, rtol=loose, atol=loose / 10, err_msg=what)
 
 
-@pytest.mark.parametrize("name", VOLUMES)
 def test_images_are_those_of_the_figures(figures, name):
     found = image(name)
     assert set(found) == set(figures[name]["image"])

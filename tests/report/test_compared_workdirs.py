@@ -113,6 +113,14 @@ def test_a_worse_mse_of_a_positive_control_is_marked(part):
     assert tables_of(part, {}, "ridge")[0][0][3] == "mse [1]"
 
 
+def test_a_positive_control_that_is_as_good_as_a_negative_one_is_marked(part):
+    for fold in range(2):
+        scores = {name: dict(row) | {"pearson": 0.5} for name, row in CONTROLS.items()}
+        path = layout.fold_folder(part.workdir, fold) / layout.CONTROLS
+        write_json(path, {"seed": 0, "scores": scores})
+    assert "pearson" in part.unordered
+
+
 def test_cells_of_the_table(part):
     against = {"anchor": {"difference": 0.05, "low": -0.01, "high": 0.11}}
     columns, rows = tables_of(part, against, "ridge")[0]
