@@ -18,16 +18,18 @@ from stfm_jax.plots.slides import take_literally
 from stfm_jax.runtime import marks
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem }
+p { max-width: 60rem } h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 img { max-width: 100%; height: auto }
 table { border-collapse: collapse; margin: .5rem 0; display: block; overflow-x: auto }
 td, th { padding: .2rem .8rem .2rem 0;
   text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
 td { font-variant-numeric: tabular-nums }
+.short { font-size: .85rem } .short td { white-space: nowrap }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ec; padding: .4rem .8rem }
 """
+SHORT = 32  # characters of a cell
 # Nothing may be loaded, and no script run, even if something slipped through.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -66,9 +68,11 @@ def facts(rows: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; where no cell is long none is broken, and what is too wide is scrolled."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     lines = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    short = ' class="short"' if all(len(str(c)) <= SHORT for row in rows for c in row) else ""
+    return f"<table{short}><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def picture(path: Path, alt: str) -> str:
