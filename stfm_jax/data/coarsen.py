@@ -231,7 +231,7 @@ def _without_counts(slide: Slide, names: np.ndarray, coords_um: np.ndarray) -> S
     return dataclasses.replace(
         slide, barcodes=names, coords_um=coords_um, coords_in=coords_um / um_per_unit,
         counts=None, genes=None, features=None, encoder=None, widths=(), patches=None,
-        registered_um=None, parent=None,
+        registered_um=None, parent=None, domains=None,
     )  # fmt: skip
 
 

@@ -216,3 +216,11 @@ def test_the_middle_of_the_tissue():
     assert len(found) == 12 and (np.diff(found) > 0).all()
     assert away[found].max() <= np.delete(away, found).min()
     assert list(pair.middle(10**6)) == list(range(len(coords)))
+
+
+def test_labels_are_the_childrens():
+    slide, _ = tissue()
+    labels = np.array(["tumour", "stroma"])[np.arange(slide.num_spots) % 2]
+    pair = coarsen.by_lattice(dataclasses.replace(slide, domains=labels))
+    assert pair.low.domains is None
+    np.testing.assert_array_equal(pair.high.domains, labels)
