@@ -243,8 +243,9 @@ def _fit(opened: Experiment, fold: int | None, cases: Cases, epochs: dict[str, i
             except NotApplicable as lack:
                 _LOG.warning("%s: no row, %s", run.name, lack)
                 continue
-            store.save(run.directory / "model", _model(method, state, cases, opened))
+            # The model last: where it is, nothing of the fit is missing.
             write_json(run.directory / layout.FIT_COST, cost | {"numbers": store.numbers(state)})
+            store.save(run.directory / "model", _model(method, state, cases, opened))
             distributed.barrier("model")
 
 
@@ -370,6 +371,7 @@ def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, ar
         found = problem.kept(predicted, problem.measured(arrays), opened.seed)
         rows = problem.gene_rows(index, method.name, found, arrays, cases)
         save_arrays(folder / "predictions.npz", found)
+    write_json(folder / layout.PREDICT_COST, cost)
     write_json(
         folder / "scores.json",
         {
@@ -380,7 +382,6 @@ def _score(opened: Experiment, index: int, cases: Cases, model: Model, truth, ar
             "lacks": cases.lacks(method),
         },
     )
-    write_json(folder / layout.PREDICT_COST, cost)
     distributed.barrier("scores")
 
 
