@@ -14,13 +14,17 @@ COMPARED = (  # on slides by themselves
 )
 SLOW = ("stflow_published", "holotea_he", "holotea")  # in compare_*: one seed
 STACK = (*REGRESSIONS, "neighbour_copy", "centred_sum", "anchor", "stflow", "holotea_he", "holotea")
-BIOMARKERS = (
-    "GATA3",
-    "ERBB2",
-    "UBE2C",
-    "VWF",
-)  # of breast tumours, as the paper of STFlow has them
+BIOMARKERS = ("GATA3", "ERBB2", "UBE2C", "VWF")  # of breast tumours, as STFlow's paper has them
 SPLIT = ("uniform", "bilinear", "bicubic", "gaussian", "srast")
+
+
+def side_by_side(config) -> None:
+    """What the configs compare_* have in common."""
+    config.methods = COMPARED
+    config.compare.normalizations = ("log1p", "log1p_cp10k")
+    config.compare.controls = True
+    config.compare.once = SLOW
+    config.compare.final = False
 
 
 def tissue() -> ConfigDict:
@@ -175,9 +179,7 @@ def get_config() -> ConfigDict:
     longnet.depth = 4
     longnet.heads = 8
     longnet.dropout = 0.1
-    longnet.weights = (
-        ""  # GigaPath's slide_encoder.pth, on its tiles' embeddings; none: from scratch
-    )
+    longnet.weights = ""  # GigaPath's slide_encoder.pth, for its tiles; none: from scratch
     longnet.rate = 0.02  # share of the learning rate that these take
 
     stack = config.stack = ConfigDict()  # holotea: sections of one patient, in one frame

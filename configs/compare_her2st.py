@@ -13,10 +13,7 @@ from configs import base, her2st_stflow
 
 def get_config():
     config = her2st_stflow.get_config()
-    config.methods = (*base.COMPARED, "holotea_he", "holotea")
+    base.side_by_side(config)
+    config.methods += ("holotea_he", "holotea")
     config.data.genes = base.BIOMARKERS
-    config.compare.normalizations = ("log1p", "log1p_cp10k")
-    config.compare.controls = True
-    config.compare.once = base.SLOW
-    config.compare.final = False
     return config

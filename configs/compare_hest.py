@@ -14,10 +14,6 @@ TASKS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", 
 
 def get_config():
     config = hest.get_config()
-    config.methods = base.COMPARED
-    config.compare.normalizations = ("log1p", "log1p_cp10k")
-    config.compare.controls = True
-    config.compare.once = base.SLOW
-    config.compare.final = False
+    base.side_by_side(config)
     config.compare.tasks = TASKS
     return config

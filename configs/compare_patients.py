@@ -11,10 +11,6 @@ from configs import base, her2st_patients
 
 def get_config():
     config = her2st_patients.get_config()
-    config.methods = base.COMPARED
+    base.side_by_side(config)
     config.data.genes = base.BIOMARKERS
-    config.compare.normalizations = ("log1p", "log1p_cp10k")
-    config.compare.controls = True
-    config.compare.once = base.SLOW
-    config.compare.final = False
     return config

@@ -11,10 +11,6 @@ from configs import base, stimage
 
 def get_config():
     config = stimage.get_config()
-    config.methods = base.COMPARED
-    config.compare.normalizations = ("log1p", "log1p_cp10k")
-    config.compare.controls = True
-    config.compare.once = base.SLOW
-    config.compare.final = False
+    base.side_by_side(config)
     config.compare.tasks = stimage.TISSUES
     return config

@@ -35,9 +35,6 @@ class CompareSettings(Settings):
     tasks: tuple[str, ...] = setting(())  # likewise values of data.task; none: the config's own
     reference: str = setting("stflow")  # that every other row is set against
     maps: int = setting(4, least=1)  # genes that are drawn by method
-    controls: bool = setting(False)  # whether what knows the truth is scored, too
-    once: tuple[str, ...] = setting(())  # methods that are run with the first seed alone
-    final: bool = setting(True)  # whether methods are fitted to all slides, too
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,7 +69,7 @@ def check(config: Any, workdir: Path, mode: str) -> None:
             f"--mode={mode} is of one experiment; this workdir compares several: name one of its "
             f"own, as in --workdir=W/{first.name}."
         )
-    for name in (*config.methods, *settings.once):
+    for name in (*config.methods, *config.compare.once):
         table.method_class(name)
     if settings.reference not in config.methods:
         raise InputError(

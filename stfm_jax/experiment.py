@@ -53,7 +53,7 @@ class RunSettings(Settings):
     devices: int = setting(0, least=0)
     draws: int = setting(99, at="sample.draws", least=2)  # the CRPS compares draws
     mean_draws: int = setting(8, at="sample.mean_draws", least=1)
-    controls: bool = setting(False, at="compare.controls")
+    controls: bool = setting(False, at="compare.controls")  # whether what knows the truth is scored
     once: tuple[str, ...] = setting((), at="compare.once")  # methods run with the first seed alone
     final: bool = setting(True, at="compare.final")  # whether all slides are fitted, too
 

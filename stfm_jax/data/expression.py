@@ -26,8 +26,7 @@ def gene_counts(slide: Slide, genes: Sequence[str]) -> np.ndarray:
       InputError: as `require_genes`.
     """
     require_genes(slide, genes)
-    columns = [slide.columns[gene] for gene in genes]
-    return np.asarray(slide.counts[:, columns].todense(), dtype=np.float32)
+    return np.asarray(slide.counts[:, slide.columns_of(genes)].todense(), dtype=np.float32)
 
 
 def require_genes(slide: Slide, genes: Sequence[str]) -> None:
@@ -111,7 +110,7 @@ def most_expressed_genes(
     total = np.zeros(len(common))
     for slide in slides:
         of_slide = slide.counts.sum(axis=0, dtype=np.float64).A1
-        total += of_slide[[slide.columns[gene] for gene in common]]
+        total += of_slide[slide.columns_of(common)]
     order = np.argsort(-total, kind="stable")[:num_genes]
     return [common[i] for i in order if total[i] > 0]
 
@@ -154,7 +153,7 @@ def most_variable_genes(
     common = _common([*slides, *also_in])
     blocks = []
     for slide in slides:
-        counts = slide.counts[:, [slide.columns[gene] for gene in common]]
+        counts = slide.counts[:, slide.columns_of(common)]
         blocks.append(sp.diags(1e4 / library_size(slide)) @ counts)
     pooled = sp.csc_matrix(sp.vstack(blocks))
     detected = np.diff(pooled.indptr) / pooled.shape[0]

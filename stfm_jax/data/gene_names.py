@@ -81,8 +81,9 @@ def why_none(slides: Sequence[Slide]) -> str:
 
 def _farthest(slides: Sequence[Slide]) -> tuple[Slide, Slide]:
     """The first slide, and the one that shares the fewest genes with it."""
-    first = set(slides[0].genes)
-    return slides[0], min(slides[1:], key=lambda s: len(first & set(s.genes)), default=slides[0])
+    first = slides[0].columns.keys()
+    fewest = min(slides[1:], key=lambda s: len(first & s.columns.keys()), default=slides[0])
+    return slides[0], fewest
 
 
 def _are_ids(slide: Slide) -> bool:

@@ -53,8 +53,7 @@ def find_genes(slides: Sequence[Slide], genes: Sequence[str], missing: str = "er
     for slide in slides:
         if slide.genes is None:
             raise InputError(f"{slide.where}: has no counts, so no genes can be looked up in it.")
-        there = set(slide.genes)
-        absent = [gene for gene in wanted if gene not in there]
+        absent = [gene for gene in wanted if gene not in slide.columns]
         found = f"{len(wanted) - len(absent)} of {len(wanted)} genes found"
         _LOG.info("%s: %s", slide.where, found)
         if absent and (missing == "error" or len(absent) == len(wanted)):
@@ -65,7 +64,7 @@ def find_genes(slides: Sequence[Slide], genes: Sequence[str], missing: str = "er
                 f"{slide.where}: {found}; missing {_some(absent)}. The slide's own genes look like "
                 f"{_some(list(slide.genes), 3)}; {cure}."
             )
-        kept = [gene for gene in kept if gene in there]
+        kept = [gene for gene in kept if gene in slide.columns]
     if not kept:
         raise InputError(
             f"none of the panel's {len(wanted)} genes ({_some(wanted)}) is in all {len(slides)} "
@@ -86,7 +85,7 @@ def added_genes(slides: Sequence[Slide], genes: Sequence[str], missing: str) -> 
     Raises:
       InputError: no slide has a gene of that name; or some slides lack it (`error`).
     """
-    there = {slide.where: set(() if slide.genes is None else slide.genes) for slide in slides}
+    there = {slide.where: slide.columns for slide in slides}
     kept = []
     for gene in dict.fromkeys(genes):
         lacking = [where for where, known in there.items() if gene not in known]

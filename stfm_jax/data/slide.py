@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -64,6 +64,10 @@ class Slide:
     def columns(self) -> dict[str, int]:
         """Column of each gene in the counts; none without genes."""
         return {gene: i for i, gene in enumerate(() if self.genes is None else self.genes.tolist())}
+
+    def columns_of(self, genes: Iterable[str]) -> list[int]:
+        """Columns of some genes, all of which it must have."""
+        return [self.columns[gene] for gene in genes]
 
     @property
     def where(self) -> str:

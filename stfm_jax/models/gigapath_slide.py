@@ -16,7 +16,7 @@ from stfm_jax.data.lattice import grid_cells
 from stfm_jax.data.slide import Slide
 from stfm_jax.encoders import weights
 from stfm_jax.errors import InputError
-from stfm_jax.models.network import Network, NetworkSettings, OfSlide, Rows
+from stfm_jax.models.network import Network, NetworkSettings, OfSlide, Rows, moved
 from stfm_jax.models.regression import Seen
 from stfm_jax.nn.longnet import LongNet, score_bytes
 from stfm_jax.regression.features import FeatureTransform
@@ -120,15 +120,16 @@ class GigaPathSlide(Network):
     def init(self, key: jax.Array, arrays: Any, width: Rows) -> Any:
         """What is added to the weights, nothing at first, and the rest as from scratch."""
         params = super().init(key, arrays, width)
-        return params if self.pretrained is None else _with(params, _zeros(arrays))
+        if self.pretrained is None:
+            return params
+        return _with(params, jax.tree.map(jnp.zeros_like, arrays))
 
     def finished(self, params: Any, given: Any) -> Any:
         """The weights with what training added to them."""
         if self.pretrained is None:
             return params
-        own, rate = params["params"]["network"], self.settings.rate
-        moved = {n: jax.tree.map(lambda a, b: a + rate * b, given[n], own[n]) for n in given}
-        return _with(params, moved)
+        added = {name: params["params"]["network"][name] for name in given}
+        return _with(params, moved(given, added, self.settings.rate))
 
     def outputs(self, params: Any, given: Any, rows: Rows, key: jax.Array) -> Any:
         return super().outputs(self.finished(params, given), given, rows, key)
@@ -144,10 +145,6 @@ class GigaPathSlide(Network):
 def _with(params: Any, parts: dict) -> Any:
     """The parameters with some of the network's parts replaced."""
     return {"params": {"network": {**params["params"]["network"], **parts}}}
-
-
-def _zeros(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def _as_it_is(slide: Slide) -> np.ndarray:

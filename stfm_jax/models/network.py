@@ -270,6 +270,14 @@ def _read(method: Network, params: PyTree, rows: Rows) -> jax.Array:
     return method.read(module.apply(params, rows, False))
 
 
+def moved(given: PyTree, added: PyTree, rate: float) -> PyTree:
+    """Weights that training started from, with a share of what it added to them.
+
+    So they take that share of the learning rate.
+    """
+    return jax.tree.map(lambda a, b: a + rate * b, given, added)
+
+
 def padded(rows: Rows, size: int) -> Rows:
     """The rows with zeros after them, `size` in all."""
     more = size - len(rows.there)

@@ -82,5 +82,4 @@ def _in_proportion(pair: Pair, wanted: np.ndarray, field: Callable) -> Iterator[
 
 def columns(pair: Pair, genes: Sequence[str]) -> np.ndarray:
     """Columns [g] of some genes in a pair's counts."""
-    position = {gene: i for i, gene in enumerate(pair.low.genes)}
-    return np.array([position[gene] for gene in genes], np.int64)
+    return np.array(pair.low.columns_of(genes), np.int64)

@@ -18,7 +18,7 @@ from stfm_jax.encoders import loading, preprocess
 from stfm_jax.encoders.networks import Network as Encoder
 from stfm_jax.errors import InputError
 from stfm_jax.models.method import Run
-from stfm_jax.models.network import Network, NetworkSettings, Rows
+from stfm_jax.models.network import Network, NetworkSettings, Rows, moved
 from stfm_jax.models.regression import Seen
 from stfm_jax.regression.features import FeatureTransform
 from stfm_jax.runtime.memory import GIB, available_memory
@@ -113,8 +113,7 @@ class STNet(Network):
         """The encoder's own parameters with what training added to them."""
         if self.encoder is None:
             return params
-        moved = jax.tree.map(lambda a, b: a + self.settings.rate * b, given, params["encoder"])
-        return {**params, "encoder": moved}
+        return {**params, "encoder": moved(given, params["encoder"], self.settings.rate)}
 
     def outputs(self, params: Any, given: Any, rows: Rows, key: jax.Array) -> jax.Array:
         x, params = rows.x, self.finished(params, given)

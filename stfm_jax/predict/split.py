@@ -270,8 +270,7 @@ def _pearson_log1p(high: Slide, output: Path, names: list[str]) -> np.ndarray:
 
     Sums are added up over some children at a time, and the matrices stay sparse.
     """
-    position = {gene: i for i, gene in enumerate(high.genes)}
-    true, n = high.counts[:, [position[name] for name in names]], high.num_spots
+    true, n = high.counts[:, high.columns_of(names)], high.num_spots
     sums = np.zeros((5, len(names)))
     for first in range(0, n, ROWS):
         rows = np.arange(first, min(first + ROWS, n))
@@ -312,7 +311,6 @@ def _draw_maps(pair: Pair, output: Path, names: list[str], method: str, draws: i
 
 def _most_variable(low: Slide, names: list[str]) -> np.ndarray:
     """Places among some genes of those whose log1p(counts) vary most."""
-    position = {gene: i for i, gene in enumerate(low.genes)}
-    logs = low.counts[:, [position[name] for name in names]].log1p()
+    logs = low.counts[:, low.columns_of(names)].log1p()
     mean, square = (np.asarray(a.mean(axis=0)).ravel() for a in (logs, logs.multiply(logs)))
     return np.argsort(mean**2 - square, kind="stable")[:GENES_SHOWN]

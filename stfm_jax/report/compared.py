@@ -293,9 +293,9 @@ def legend_of(part: Part) -> str:
     said = tables.legend(len(part.folds), len(part.dataset.folds), len(part.seeds))
     measured = {metric: cell["mean"] for row in part.rows.values() for metric, cell in row.items()}
     explained = [
-        text + (f"; measured expression has {measured[ceiling]:.3f}" if ceiling in measured else "")
+        text + (f"; measured expression has {measured[own]:.3f}" if own in measured else "")
         for name, text in EXPLAINED.items()
-        if name in measured and (ceiling := f"{name}_measured")
+        if name in measured and (own := f"{name}_measured")
     ]
     if genes := tables.apart(part.rows, "pearson"):
         explained.append(f"{', '.join(genes)}: added to the panel, with no part in its means")

@@ -47,7 +47,7 @@ def _features(pairs: Mapping[str, Pair], seed: int) -> dict:
     patients = {pair.low.patient for pair in pairs.values()}
     parts = {"expression": [], "latents": [], "normed": []}
     labels = []
-    shared = sorted(set.intersection(*(set(pair.low.genes) for pair in pairs.values())))
+    shared = sorted(set.intersection(*(set(pair.low.columns) for pair in pairs.values())))
     rng = np.random.default_rng(seed)
     for name, pair in pairs.items():
         low = pair.low
@@ -56,8 +56,7 @@ def _features(pairs: Mapping[str, Pair], seed: int) -> dict:
             low = low.subset(latents.some_spots(low.coords_um, seed))
         z = latents.latents(model, low.counts, low.coords_um)
         some = np.sort(rng.permutation(low.num_spots)[:SPOTS])
-        position = {gene: i for i, gene in enumerate(low.genes)}
-        counts = sp.diags(1e4 / library_size(low)) @ low.counts[:, [position[g] for g in shared]]
+        counts = sp.diags(1e4 / library_size(low)) @ low.counts[:, low.columns_of(shared)]
         parts["expression"].append(counts.tocsr()[some])
         parts["latents"].append(z[some])
         parts["normed"].append(latents.normed(model, z[some]))

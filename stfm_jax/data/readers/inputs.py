@@ -102,7 +102,7 @@ def read_expression(
         return h5ad_counts.read_expression(path, barcodes, genes, normalization)
     slide = read_counted(path, options)
     rows = pd.Index(slide.barcodes).get_indexer(barcodes)
-    known, lacking = rows >= 0, set(genes) - set(slide.genes)
+    known, lacking = rows >= 0, set(genes) - set(slide.columns)
     if lacking or not known.any():
         _LOG.info(
             "%s: the prediction is not compared with its counts, which %d of %d spots and %d of %d "

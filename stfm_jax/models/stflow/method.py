@@ -39,7 +39,7 @@ from stfm_jax.runtime.devices import fetch, replicate
 from stfm_jax.train.stages import Outcome, Run, Stage, select_and_refit
 
 # Spots of a tile in training, at least, unless the config says: a region of so many is one, which
-# takes half as long to compile, no longer to compute, and is padded less [ours].
+# is padded less, and there is no loop over tiles to compile [ours].
 TRAINED_TILE = 512
 
 
@@ -123,13 +123,15 @@ class STFlowMethod(Method):
         part, held = run.held_out(slides)
         training = flow.training_set(part, genes.targets, run.seed, run.once)
         stage = stage_of(flow, training, run, self._score(flow, training, held, genes, run))
-        return training, stage._replace(trainable=TowerAlone(flow)) if _tower(flow, run) else stage
+        return training, stage._replace(trainable=TowerAlone(flow)) if _by_tower(
+            flow, run
+        ) else stage
 
     def trained_on_part(self, slides: Sequence[Slide], genes: Genes, run: Run) -> Outcome:
         """The whole network of the selection's best epoch; HoloTea's selection stands on it."""
         found = self.outcomes(slides, genes, run)["select"]
         flow = self.settings.flow(len(genes.targets))
-        if not _tower(flow, run):
+        if not _by_tower(flow, run):
             return found
         stage = stage_of(flow, found.fitted, run)
         return found._replace(trained=run.stage("part", stage, found.epochs))
@@ -177,7 +179,7 @@ class STFlowMethod(Method):
         return memory.bytes_needed(flow, state.fitted, targets, num_spots, request.draws)
 
 
-def _tower(flow: STFlow, run: Run) -> bool:
+def _by_tower(flow: STFlow, run: Run) -> bool:
     """Whether epochs are selected by the tower alone; where nothing is refitted, it is kept."""
     return flow.mean_is_closed and run.settings.refit
 
