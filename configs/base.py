@@ -142,7 +142,6 @@ def get_config() -> ConfigDict:
 
     networks = config.networks = ConfigDict()  # the networks that ours are compared with
     networks.batch = 64  # spots of a step
-    networks.patience = 20  # epochs without a better one that end the selection; 0: none
     networks.passes = 2  # of every slide in an epoch, where a step is a slide
 
     stnet = config.stnet = ConfigDict()
@@ -232,6 +231,7 @@ def get_config() -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.epochs = 100  # at most; the validation slide says how many
+    train.patience = 20  # epochs without a better one that end the selection; 0: none
     train.select = True  # False: train.epochs as they are
     train.refit = True  # on all training slides, after selection; False: keep the best epoch
     train.regions_per_slide = 10
@@ -259,6 +259,9 @@ def get_config() -> ConfigDict:
     sample.evaluations = 5  # network evaluations of a draw
     sample.mean_draws = 8  # prior draws averaged by the posterior mean
     sample.draws = 99  # for calibration
+
+    one_step = config.one_step = ConfigDict()  # stflow_one_step, which learns stflow's draws
+    one_step.epochs = 40  # of learning; an epoch has train.regions_per_slide regions
 
     predict = config.predict = ConfigDict()
     predict.input = ""

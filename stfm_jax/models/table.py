@@ -35,6 +35,7 @@ METHODS = {
     "centred_sum": "stfm_jax.models.centred_sum:CentredSum",
     "anchor": "stfm_jax.models.anchor:Anchor",
     "stflow": "stfm_jax.models.stflow.method:STFlowMethod",
+    "stflow_one_step": "stfm_jax.models.stflow.one_step:STFlowOneStep",
     "stflow_published": "stfm_jax.models.stflow.published:STFlowPublished",
     "holotea_he": "stfm_jax.models.holotea.method:HoloTeaFromImages",
     "holotea": "stfm_jax.models.holotea.method:HoloTeaMethod",
