@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -107,6 +108,10 @@ class Worker:
         print(file=self._process.stdin, flush=True)
         return self._answer()
 
+    def stop(self) -> None:
+        """Ends it, whatever it does; who waits for its answer is told."""
+        self._process.kill()
+
     def __enter__(self) -> Worker:
         """Waits until it is ready."""
         self._answer()
@@ -122,10 +127,19 @@ class Worker:
         return json.loads(line)
 
 
-def measure(script: str, orders: Iterable[Row], repeats: int) -> list[Row]:
-    """Rows of competitors: order, facts, `first_seconds` (compiling too), median `seconds`."""
+def measure(
+    script: str, orders: Iterable[Row], repeats: int, limit: float | None = None
+) -> list[Row]:
+    """Rows of competitors: order, facts, `first_seconds` (compiling too), median `seconds`.
+
+    Raises RuntimeError where one ends early, or is not done after `limit` seconds.
+    """
     with contextlib.ExitStack() as stack:
         started = [Worker(script, order) for order in orders]
+        if limit is not None:
+            timer = threading.Timer(limit, lambda: [worker.stop() for worker in started])
+            timer.start()
+            stack.callback(timer.cancel)
         workers = [stack.enter_context(worker) for worker in started]
         first = [worker.run() for worker in workers]
         runs = [[row] if row["seconds"] > VERY_LONG else [] for row in first]

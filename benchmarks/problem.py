@@ -17,22 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import Job, Row
+from ready import KEY, LEARNING_RATE, Training, ready_to_draw
 from scipy.spatial import cKDTree
 
 from stfm_jax.data.batching import PreparedSlide, bucket_size, collate
 from stfm_jax.flow import gaussian, priors
-from stfm_jax.models import sharded
-from stfm_jax.models.stflow import whole_slide
 from stfm_jax.models.stflow.flow import FlowArrays, STFlow
 from stfm_jax.models.stflow.joint import draw_keys
 from stfm_jax.models.stflow.settings import default_tile
 from stfm_jax.nn.stflow_net import STFlowNet
 from stfm_jax.ops.neighbors import TIE_TOLERANCE
-from stfm_jax.runtime.devices import make_mesh, replicate, shard
-from stfm_jax.train.state import Optimizer, create, train_step
 
-KEY = jax.random.key(1)
-LEARNING_RATE = 5e-4
 EVALUATIONS = 5  # of the network in a draw
 SEEN_BY_EXPRESSION = 16  # features that the made-up expression depends on
 # What a slide's edge features may take in the form driven from the host, where it is forced.
@@ -105,7 +100,7 @@ def flow_of(order: Row, **changes: Any) -> STFlow:
 
 
 def flow_arrays(genes: int) -> FlowArrays:
-    """Of the published form, which draws from the prior and uses nothing else."""
+    """Of the published form, which draws from the prior and uses nothing else; ours takes them."""
     prior = priors.zinb_scalar_prior(genes)
     path = gaussian.gaussian_path(prior.mean, prior.covariance, np.eye(genes))
     arrays = FlowArrays(prior, path, np.zeros(genes, np.float32), np.ones(genes, np.float32))
@@ -148,26 +143,9 @@ def draw_on_devices(
     devices: int = 1,
     cache_bytes: int | None = None,
 ) -> np.ndarray:
-    """One joint draw [n, g] as the product makes it, graph building included.
-
-    Args:
-      flow: settings.
-      params: its parameters.
-      arrays: fitted.
-      prepared: the slide.
-      devices: that share it, where it is done in one call.
-      cache_bytes: forces the form driven from the host; see whole_slide.encode.
-    """
-    if cache_bytes is None and (devices > 1 or not whole_slide.pays(len(prepared.coords))):
-        mesh = make_mesh(devices)
-        params, arrays = replicate(mesh, (params, arrays))
-        batch = sharded.batch_of(flow, mesh, prepared)
-        return sharded.sample(flow, mesh, params, arrays, batch, KEY, 1)[0]
-    if devices != 1:
-        raise ValueError(f"the form driven from the host is for one device, not {devices}.")
-    rows = whole_slide.Rows.of(prepared)
-    encoded = whole_slide.encode(flow, params, arrays, rows, cache_bytes=cache_bytes)
-    return next(whole_slide.sample(flow, params, arrays, encoded, KEY, 1))
+    """One joint draw [n, g] as the product makes it, graph building included; see ready.py."""
+    ready = ready_to_draw(flow, params, arrays, prepared, devices, cache_bytes)
+    return ready.draw(flow.evaluations)
 
 
 def step(order: Row) -> Job:
@@ -189,21 +167,8 @@ def step(order: Row) -> Job:
 
 def step_on_devices(flow: STFlow, prepared: PreparedSlide, order: Row) -> Callable[[], float]:
     """A function that takes one step, from the slide to new weights, and returns the loss."""
-    mesh = make_mesh(order["devices"])
-    optimizer = Optimizer(learning_rate=LEARNING_RATE)
-    arrays = replicate(mesh, flow_arrays(order["genes"]))
-    state = replicate(mesh, create(flow, optimizer, jax.random.key(0), arrays, order["features"]))
-
-    def take_step():
-        nonlocal state
-        batch = shard(mesh, collate([prepared], flow.neighbors, flow.tile, mesh.size))
-        before = float(state.loss_sum), float(state.loss_count)
-        state = jax.block_until_ready(
-            train_step(flow, optimizer, mesh, state, arrays, [batch], KEY)
-        )
-        return (float(state.loss_sum) - before[0]) / (float(state.loss_count) - before[1])
-
-    return take_step
+    training = Training(flow, flow_arrays(order["genes"]), order)
+    return lambda: training.step(training.batch(prepared))
 
 
 def jax_facts() -> Row:
