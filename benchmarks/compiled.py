@@ -2,8 +2,9 @@
 
 XLA's own `cost_analysis` takes the body of a loop once, however often it runs, and names no arrays.
 Here every instruction that runs counts as a kernel, as often as the loops around it run, and moves
-its operands and its result; of an operand that it only gathers from, or slices, the part it takes.
-What a card keeps in its cache between kernels is not known here, nor is it to XLA.
+its operands and its result; of an operand that it only gathers from, or slices, the part it takes,
+and never more than all of it, as if a cache served rows that are gathered again.
+What a card's cache keeps from one kernel to the next is not known here, nor is it to XLA.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id opt-barrier".split()
 )
-TAKES_A_PART = ("gather", "dynamic-slice")  # of operand 0
+TAKES_A_PART = ("gather", "dynamic-slice", "slice")  # of operand 0
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -210,7 +211,7 @@ def _taken(parameter: Instruction, fused: dict, whole: float) -> float:
     """Bytes that a fusion reads of a parameter: what its users take of it, at most all of it."""
     users = [i for i in fused.values() if parameter.name in i.operands]
     if all(i.opcode in TAKES_A_PART and i.operands[0] == parameter.name for i in users):
-        return sum(size_of(i.shape) for i in users)
+        return min(whole, sum(size_of(i.shape) for i in users))
     if all(i.opcode == "dynamic-update-slice" and i.operands[0] == parameter.name for i in users):
         return 0.0  # done in place
     return whole

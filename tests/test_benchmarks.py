@@ -219,6 +219,26 @@ def test_breakdown(rows_of):
 
 
 @pytest.mark.slow
+def test_accelerator(rows_of, tmp_path, capsys):
+    rows = rows_of("accelerator", "--n=40", "--tile=64", f"--traces={tmp_path}")
+    both = {"float32", "bfloat16"}
+    assert which(rows, "what", "n", "precision") == {
+        ("rates", 0, "float32"),
+        *(("cost", 64, precision) for precision in both),
+        *((what, 40, precision) for what in ("inference", "train") for precision in both),
+        ("trace", 40, "float32"),
+    }
+    for row in rows:
+        if row["what"] in ("inference", "train"):
+            assert min(row[name] for name in ("of_bandwidth", "of_matmul", "kernels")) > 0
+            assert row["preparation_seconds"] > 0 and row["compile_seconds"] > 0
+        if row["what"] == "trace":
+            assert row["ops"] and row["busy_seconds"] > 0
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 2
+    assert "this is a CPU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_volume(load, rows_of):
     (row,) = rows_of("volume", "--sections=4", "--spots=100", "--epochs=1")
     assert row["n"] == 400 and row["error_um"] < 100
