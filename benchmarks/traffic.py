@@ -188,7 +188,7 @@ def summary(rows: Sequence[Row]) -> str:
         )
         said += [f"  {size / 1e3:7.1f} kB  {name} ({n})" for name, n, size in row["largest"]]
         if row["impl"].startswith("evaluation"):
-            said.append(allowed(row["bytes_moved"]))
+            said += [allowed(row["bytes_moved"]), arithmetic(row["flops"])]
     sizes = {"width": rows[0]["width"], "genes": rows[0]["genes"], "blocks": rows[0]["blocks"]}
     for edges in ("recomputed", "kept", "fused"):
         arrays = by_hand(**sizes, heads=STFlowNet.heads, degree=STFlow.neighbors, edges=edges)
@@ -198,6 +198,12 @@ def summary(rows: Sequence[Row]) -> str:
         said += [f"  {size / 1e3:7.1f} kB  {name}" for name, size in ordered[:LARGEST]]
         said.append(allowed(total))
     return "\n".join(said)
+
+
+def arithmetic(flops_of_evaluation: float) -> str:
+    """The rate of operations that the aim takes, whatever is moved."""
+    rate = AIM * problem.EVALUATIONS * flops_of_evaluation
+    return f"  the aim takes {rate / 1e12:.1f} TFLOP/s"
 
 
 def allowed(bytes_of_evaluation: float) -> str:
