@@ -198,7 +198,7 @@ def _measured(order: Row, seconds: float, repeats: int) -> list[Row]:
     if "failed" in row:
         return [{**row, **failed(order, row["failed"])}]
     if order["what"] == "cost":
-        facts = {key: row[key] for key in ("device", "peak_gib")}
+        facts = {key: row[key] for key in ("device", "platform", "peak_gib")}
         return [{**facts, "spots_per_second": None, **part} for part in row["parts"]]
     if not once:
         row["compile_seconds"] = row["first_seconds"] - row["seconds"]
