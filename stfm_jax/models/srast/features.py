@@ -38,6 +38,7 @@ IMAGE = ("image depth", "image rate")
 PART = 16_384  # parents of a large sample that are prepared together,
 GENES, PAIRS = 256, 1 << 18  # with so many genes, and of them pairs, at most
 REACH = latents.REACH + 5.0  # spacings of the parents, beyond which nothing changes a proposal
+_FULL = 0.1  # share of counts that are not 0
 NUM_FACTS = 6  # of gene and parent; general features follow them
 
 
@@ -123,44 +124,52 @@ def rows(sample: Sample, parents: np.ndarray, genes: np.ndarray) -> tuple[Pairs,
     low.eliminate_zeros()
     own = low[parents].tocoo()
     parent, counts = parents[own.row], own.data.astype(np.float32)
-    table = sample.table[parent]
+    table = sample.table.T[:, parent]  # siblings first here: sums over them are of whole rows
     mask = table >= 0
     family = sample.table[parents]
     children = np.sort(family[family >= 0])
     child = np.searchsorted(children, np.where(mask, table, children[0]))
 
     def of_pairs(values) -> np.ndarray:
-        """Values of the children [c, g], or [c, 1] for all genes, by pair and sibling [N, s]."""
+        """Values of the children [c, g], or [c, 1] for all genes, by sibling and pair [s, N]."""
         values = values.toarray() if sp.issparse(values) else values
-        return values[child, own.col[:, None] if values.shape[1] == len(genes) else 0]
+        return values[child, own.col if values.shape[1] == len(genes) else 0]
 
     def carried(name: str, values) -> np.ndarray:
         """Values [P, g] or [P, 1] of the parents, as the children have them."""
         return of_pairs(sample.operators[name.split()[-1]][children] @ values)
 
-    per_child = sp.diags(1.0 / pair.num_children) @ low
+    per_child = _dense_where_full(sp.diags(1.0 / pair.num_children) @ low)
     depth = (sample.library / pair.num_children)[:, None]
     rate = latents.denoised(sample.learned.model, sample.z, genes)
     reached = (sample.operators[_TISSUE.split()[-1]][children] > 0).astype(np.float32)
-    fields = [carried(name, per_child) for name in _GENE]
-    fields += [carried(name, depth) for name in _ALL]
-    fields += [carried(name, rate) for name in _RATE]
-    fields += [of_pairs((reached @ pair.num_children)[:, None])]
     image = sample.learned.image
-    if image is not None:
-        fields += [of_pairs(np.exp(image.depth[children])[:, None])]
-        fields += [of_pairs(image.rates(children, genes))]
+
+    def fields() -> Iterator[np.ndarray]:
+        """Fields [s, N] of the proposals, in the order of their names."""
+        yield from (carried(name, per_child) for name in _GENE)
+        yield from (carried(name, depth) for name in _ALL)
+        yield from (carried(name, rate) for name in _RATE)
+        yield of_pairs((reached @ pair.num_children)[:, None])
+        if image is not None:
+            yield of_pairs(np.exp(image.depth[children])[:, None])
+            yield of_pairs(image.rates(children, genes))
+
+    names = PLAIN if image is None else (*PLAIN, *IMAGE)
+    proposals = np.empty((*mask.T.shape, len(names)), np.float32)
+    for k, field in enumerate(fields()):
+        proposals[..., k] = _log_proposals(field, mask).T
     ratios = np.zeros(mask.shape, np.float32)
     if pair.high.counts is not None:
         measured = of_pairs(pair.high.counts[children][:, genes])
-        ratios = np.where(mask, measured / counts[:, None], 0.0).astype(np.float32)
+        ratios = np.where(mask, measured / counts, 0.0).astype(np.float32)
     where = sample.places[parent] * sample.by_gene.shape[1] + genes[own.col]
     return Pairs(parent, own.col), SplitRows(
-        np.stack([_log_proposals(field, mask) for field in fields], axis=2),
+        proposals,
         _facts(sample, parents, genes, own, low),
-        mask,
+        np.ascontiguousarray(mask.T),
         counts,
-        ratios,
+        np.ascontiguousarray(ratios.T),
         (where % (1 << 31)).astype(np.int32),
     )
 
@@ -222,27 +231,36 @@ def _flags(index: np.ndarray, n: int) -> np.ndarray:
 
 
 def _log_proposals(field: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logarithms of a field [N, s], with mean 0 over the siblings; 0 where there is none."""
-    number = mask.sum(axis=1, keepdims=True)
-    mean = np.where(mask, field, 0.0).sum(axis=1, keepdims=True) / number
-    floor = np.maximum(_LEAST * mean, 1e-30)
+    """Logarithms of a field [s, N], with mean 0 over the siblings; 0 where there is none."""
+    number = mask.sum(axis=0)
+    floor = np.maximum(_LEAST * (np.where(mask, field, 0.0).sum(axis=0) / number), 1e-30)
     logs = np.where(mask, np.log(np.maximum(field, floor)), 0.0)
-    return np.where(mask, logs - logs.sum(axis=1, keepdims=True) / number, 0.0).astype(np.float32)
+    return np.where(mask, logs - logs.sum(axis=0) / number, 0.0)
 
 
 def _facts(sample: Sample, parents, genes, own: sp.coo_matrix, low: sp.csr_matrix) -> np.ndarray:
     """[N, q] of the pairs `own` [m, g]: NUM_FACTS, the parent's latents, those around."""
     model, parent, gene = sample.learned.model, parents[own.row], genes[own.col]
     near = sample.operators["1.5"][sample.table[parents][:, 0]]
-    size = sample.pair.num_children[parent]
-    each = (
+    around = near @ _dense_where_full(low)
+    around = around.toarray() if sp.issparse(around) else around
+    plain = (
         np.log1p(own.data),
         np.log1p(sample.library[parent]) - model.log_library,
-        np.log1p((near @ low).toarray()[own.row, own.col]),
+        np.log1p(around[own.row, own.col]),
         np.log1p(model.mean_rate[gene] * model.library),
         np.sqrt(model.explained[gene]),
-        size / sample.table.shape[1],
+        sample.pair.num_children[parent] / sample.table.shape[1],
     )
-    plain = np.stack(each, axis=1)
-    general = sample.z[parent], (near @ sample.z)[own.row]
-    return np.concatenate([plain, *general], axis=1).astype(np.float32)
+    width = sample.z.shape[1]
+    facts = np.empty((len(parent), NUM_FACTS + 2 * width), np.float32)
+    for k, values in enumerate(plain):
+        facts[:, k] = values
+    facts[:, NUM_FACTS:-width] = sample.z[parent]
+    facts[:, -width:] = (near @ sample.z)[own.row]
+    return facts
+
+
+def _dense_where_full(values: sp.csr_matrix) -> sp.csr_matrix | np.ndarray:
+    """Values [P, g], dense where so many are not 0 that products with them are faster so."""
+    return values.toarray() if values.nnz > _FULL * np.prod(values.shape) else values
