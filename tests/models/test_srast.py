@@ -17,7 +17,7 @@ from stfm_jax.flow import simplex_path
 from stfm_jax.models.method import Genes, Request
 from stfm_jax.models.parts import columns
 from stfm_jax.models.srast import features, latents, pooling
-from stfm_jax.models.srast.batches import SplitBatches, joined
+from stfm_jax.models.srast.batches import SplitBatches, joined, padded
 from stfm_jax.models.srast.flow import Fitted
 from stfm_jax.models.srast.method import SRastMethod, SRastSettings, State
 from stfm_jax.ops import simplex
@@ -150,6 +150,20 @@ def test_devices_share_the_pairs(model, pairs):
     found = whole(changed(model, pairs_at_once=16), some, np.arange(3), mesh=make_mesh(4))
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+def test_draws_are_the_same_in_pieces(model, pairs, monkeypatch):
+    """Also where the last piece is not full, or there is nothing in it."""
+    arrays, params, key = model.state.fitted.flow, model.state.params, jax.random.key(0)
+    learned = FLOW.learn(pairs[1], model.state.fitted)
+    ((_, _, rows),) = features.blocks(pairs[1], learned, np.arange(3), 10_000)
+    n = len(rows.counts)
+    expected = np.asarray(FLOW.sample(params, arrays, rows, key, 2))
+    monkeypatch.setattr("stfm_jax.models.srast.flow.IN_CACHE", 64)
+    for size in (n, n + 100):
+        found = np.asarray(FLOW.sample(params, arrays, padded(rows, size), key, 2))
+        assert found.shape == (2, size, 4)
+        np.testing.assert_allclose(found[:, :n], expected, atol=1e-5)
 
 
 @pytest.mark.slow

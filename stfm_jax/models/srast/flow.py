@@ -28,6 +28,7 @@ from stfm_jax.nn.split_net import SplitNet
 
 PyTree = Any
 MEAN_DRAWS = 16  # averaged, where the mean has no closed form
+IN_CACHE = 512  # pairs whose draws a CPU takes at a time: more do not stay in a core's cache [ours]
 
 
 class SplitArrays(NamedTuple):
@@ -204,21 +205,41 @@ class SRast:
         self, params: PyTree, arrays: SplitArrays, rows: SplitRows, key: jax.Array, draws: int
     ) -> jax.Array:
         """Draws of the shares, [draws, N, s]; draw i is the same however many are taken."""
+
+        def drawn(some: SplitRows) -> jax.Array:
+            return self._sample(params, arrays, some, key, draws)
+
         rows = self.seen(rows)
+        if jax.default_backend() != "cpu" or len(rows.counts) <= IN_CACHE:
+            return drawn(rows)
+        shape = draws, IN_CACHE, rows.mask.shape[1]
+        found = jax.lax.map(
+            lambda some: jax.lax.cond(
+                jnp.any(some.counts > 0), drawn, lambda _: jnp.zeros(shape), some
+            ),
+            _cut(rows, IN_CACHE),
+        )  # [pieces, draws, IN_CACHE, s]; nothing is drawn of padding
+        found = jnp.moveaxis(found, 0, 1).reshape(draws, -1, rows.mask.shape[1])
+        return found[:, : len(rows.counts)]
+
+    def _sample(self, params, arrays, rows: SplitRows, key, draws: int) -> jax.Array:
         line = self.line(arrays, rows)
         times = jnp.linspace(0.0, 1.0, self.evaluations + 1)
+
+        def stepped(x, interval, logits):
+            x_1_hat = simplex_path.estimate(self.path, logits, rows.mask)
+            return simplex_path.step(line, x, x_1_hat, *interval)
+
+        def step(x, interval):
+            t = jnp.full(len(x), interval[0])
+            return stepped(x, interval, self.logits(params, arrays, rows, line, x, t)), None
 
         def one(i):
             keys = _row_keys(jax.random.fold_in(key, i), rows.place)
             x = simplex_path.prior(self.path, keys, line, rows.mask)
-
-            def step(x, interval):
-                t = jnp.full(len(x), interval[0])
-                logits = self.logits(params, arrays, rows, line, x, t)
-                x_1_hat = simplex_path.estimate(self.path, logits, rows.mask)
-                return simplex_path.step(line, x, x_1_hat, *interval), None
-
-            x, _ = jax.lax.scan(step, x, (times[:-1], times[1:]))
+            known = simplex_path.linear(line, x, jnp.zeros(len(x)))  # all there is at t = 0
+            x = stepped(x, times[:2], simplex_path.logits_of(self.path, known, rows.mask))
+            x, _ = jax.lax.scan(step, x, (times[1:-1], times[2:]))
             return simplex_path.shares(self.path, x, rows.mask)
 
         return jax.lax.map(one, jnp.arange(draws))
@@ -240,6 +261,17 @@ def fit_arrays(parts: Sequence[SplitRows], seed: int = 0) -> SplitArrays:
         np.where(std > 1e-6, std, 1.0).astype(np.float32),
         pooling.spread(every, pool, seed),
     )
+
+
+def _cut(rows: SplitRows, size: int) -> SplitRows:
+    """Rows as pieces [m, size, ...], the last one filled up with its last row."""
+    missing = -len(rows.counts) % size
+
+    def cut(a: jax.Array) -> jax.Array:
+        filled = jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge")
+        return filled.reshape(-1, size, *a.shape[1:])
+
+    return jax.tree.map(cut, rows)
 
 
 def _row_keys(key: jax.Array, place: jax.Array) -> jax.Array:
