@@ -9,13 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from stfm_jax.data.batching import bucket_size
 from stfm_jax.data.coarsen import Pair
 from stfm_jax.errors import InputError
 from stfm_jax.flow import simplex_path
 from stfm_jax.models.method import PAIRS, SPLIT, Method, Request, within
-from stfm_jax.models.parts import Split, columns
+from stfm_jax.models.parts import Pairs, Split, columns
 from stfm_jax.models.sharded import on_devices
 from stfm_jax.models.srast import features
 from stfm_jax.models.srast.batches import SplitBatches, joined, padded, taken
@@ -27,11 +28,14 @@ from stfm_jax.nn.split_net import SplitNet
 from stfm_jax.ops import metrics
 from stfm_jax.regression import regressors
 from stfm_jax.regression.features import STANDARDIZATIONS
+from stfm_jax.runtime import ahead
 from stfm_jax.runtime.devices import SHARDED, SHARDED_DRAWS, fetch, replicate, shard
 from stfm_jax.settings import Settings, setting
 from stfm_jax.train.stages import Run, Stage, select_and_refit
 
 VALIDATION_ROWS, VALIDATION_DRAWS = 8192, 8  # held-out pairs looked at, at most; draws of each
+PIECE = 2048  # pairs that a core of a CPU takes at a time; accelerators take as many as are set
+AHEAD = features.PAIRS // PIECE  # pieces of one draw: as many as are prepared together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,26 +145,44 @@ class SRastMethod(Method):
 
     def predict(self, state: State, case: Pair, request: Request) -> Iterator[Split]:
         """Shares of all counts of a sample, pair by pair; its children's are not looked at."""
-        flow, mesh = self.settings.flow, request.mesh
+        flow, mesh, draws = self.settings.flow, request.mesh, request.draws
         learned = flow.learn(case, state.fitted, request.seed)
         params, arrays = replicate(mesh, (state.params, state.fitted.flow))
-        key, at_once = jax.random.key(request.seed), self.settings.pairs_at_once * mesh.size
-        genes = columns(case, request.genes.scored)
-        for pairs, children, rows in features.blocks(case, learned, genes, at_once):
+        key, at_once = jax.random.key(request.seed), _at_once(mesh, self.settings.pairs_at_once)
+
+        def split(part: tuple[Pairs, np.ndarray, SplitRows]) -> Split:
+            pairs, children, rows = part
             n = len(rows.counts)
-            size = mesh.size * bucket_size(-(-n // mesh.size))
-            arguments = params, arrays, shard(mesh, padded(rows, size)), key
-            mean = on_devices(flow, "mean", mesh, SHARDED, MEAN_DRAWS, *arguments)
-            sampled = np.zeros((0, size, children.shape[1]), np.float32)
-            if request.draws:
-                sampled = on_devices(flow, "sample", mesh, SHARDED_DRAWS, request.draws, *arguments)
-            yield Split(pairs, children, rows.counts, fetch(mean)[:n], fetch(sampled)[:, :n])
+            placed = shard(mesh, padded(rows, _padded_size(mesh, n, at_once)))
+            arguments = params, arrays, placed, key
+            mean = fetch(on_devices(flow, "mean", mesh, SHARDED, MEAN_DRAWS, *arguments))[:n]
+            sampled = np.zeros((0, *mean.shape), np.float32)
+            if draws:
+                sampled = on_devices(flow, "sample", mesh, SHARDED_DRAWS, draws, *arguments)
+            return Split(pairs, children, rows.counts, mean, fetch(sampled)[:, :n])
+
+        genes = columns(case, request.genes.scored)
+        parts = features.blocks(case, learned, genes, at_once)
+        workers = ahead.threads(mesh)
+        yield from ahead.computed(split, parts, workers, 2 * workers + AHEAD // max(draws, 1))
 
     def individual_data(self, state: State) -> dict[str, str]:
         images = state.fitted.images
         if images is None:
             return {}
         return within("fitted/images/depth", regressors.individual_data(images.depth))
+
+
+def _at_once(mesh: Mesh, most: int) -> int:
+    """Pairs of a part: so many on every device, but no more than PIECE on a CPU."""
+    return mesh.size * (min(most, PIECE) if mesh.devices.flat[0].platform == "cpu" else most)
+
+
+def _padded_size(mesh: Mesh, n: int, at_once: int) -> int:
+    """Pairs [n] with padding: on a CPU always as many, which are skipped, so as to compile once."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return at_once
+    return mesh.size * bucket_size(-(-n // mesh.size))
 
 
 def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -196,14 +218,20 @@ def _score(flow: SRast, arrays: SplitArrays, rows: SplitRows, run: Run) -> Calla
         rng = np.random.default_rng(run.seed)
         some = rng.choice(len(rows.counts), VALIDATION_ROWS, replace=False)
         rows = taken(rows, np.sort(some))
-    n = len(rows.counts)
-    size = -(-n // mesh.size) * mesh.size
-    placed, arrays = shard(mesh, padded(rows, size)), replicate(mesh, arrays)
-    weight = pair_weight(rows.counts)[:, None]
+    n, size = len(rows.counts), _at_once(mesh, VALIDATION_ROWS)
+    size = min(size, _padded_size(mesh, n, size))
+    whole = padded(rows, -(-n // size) * size)
+    starts = range(0, n, size)
+    placed = [shard(mesh, SplitRows(*(a[i : i + size] for a in whole))) for i in starts]
+    arrays, weight = replicate(mesh, arrays), pair_weight(rows.counts)[:, None]
     draw = functools.partial(on_devices, flow, "sample", mesh, SHARDED_DRAWS, VALIDATION_DRAWS)
 
     def score(params) -> float:
-        draws = fetch(draw(params, arrays, placed, jax.random.key(run.seed)))[:, :n]
+        def drawn(piece: SplitRows) -> np.ndarray:
+            return fetch(draw(params, arrays, piece, jax.random.key(run.seed)))
+
+        pieces = list(ahead.computed(drawn, placed, ahead.threads(mesh), len(placed)))
+        draws = np.concatenate(pieces, axis=1)[:, :n]
         found = metrics.crps(draws * weight, rows.ratios * weight)
         return -float(found.sum() / weight.mean())
 
