@@ -34,6 +34,7 @@ def job(order: Row) -> Job:
     from stfm_jax.data.coarsen import subdivided
     from stfm_jax.flow.simplex_path import Spread
     from stfm_jax.models.method import Genes, Request
+    from stfm_jax.models.srast import latents
     from stfm_jax.models.srast.features import NUM_FACTS, PLAIN
     from stfm_jax.models.srast.flow import Fitted, SplitArrays
     from stfm_jax.models.srast.method import SRastMethod, SRastSettings, State
@@ -52,6 +53,7 @@ def job(order: Row) -> Job:
     before = harness.host_peak_gib()
 
     def run():
+        latents.FITTED.clear()
         total = 0.0
         for part in method.predict(state, pair, request):
             total += float(part.mean.sum() + part.draws.sum())

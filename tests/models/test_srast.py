@@ -386,6 +386,26 @@ def test_latent_norm_gives_every_sample_the_same_axes(pairs):
         assert ((z**3).sum(axis=0) > -1e-2).all()
 
 
+def test_a_sample_is_fitted_once(pairs, monkeypatch):
+    """Also where it was read again; other counts, places and seeds are other samples."""
+    low, fitted = pairs[0].low, []
+    monkeypatch.setattr(latents, "FITTED", {})
+    monkeypatch.setattr(latents, "KEPT", 2)
+    monkeypatch.setattr(latents, "_fitted", lambda *asked: fitted.append(asked) or asked)
+    again = dataclasses.replace(low, counts=low.counts.copy(), coords_um=low.coords_um.copy())
+    assert latents.fit(low) is latents.fit(again)
+    others = [
+        (dataclasses.replace(low, counts=2 * low.counts), 0),
+        (dataclasses.replace(low, coords_um=low.coords_um + 1.0), 0),
+        (low, 1),
+    ]
+    for k, other in enumerate(others):
+        assert latents.fit(*other) is fitted[-1] and len(fitted) == k + 2
+    assert len(latents.FITTED) == 2
+    latents.fit(low)
+    assert len(fitted) == 5
+
+
 @pytest.mark.slow
 def test_denoised_rates_are_nearer_the_truth_than_counts():
     slide = tissue(5, side=16)

@@ -10,6 +10,7 @@ A sample of any size is fitted on at most MAX_SPOTS spots, and read some spots a
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ REACH = 11.5  # spacings that a latent depends on: two steps to CANDIDATES, in a
 _ASIDE = np.array([1e-3, 6e-4])  # spacings
 _SCALE = 1e4  # counts that a spot's are scaled to
 _RIDGE = 10.0  # spots' worth of prior on the coefficients of a gene's rate
+KEPT = 64  # fits, some megabytes each
 _LEAST_RATE = 0.1  # of a gene's mean; a linear fit may go below zero
 
 
@@ -52,12 +54,33 @@ class SampleModel(NamedTuple):
     log_library: np.ndarray  # [] mean of log1p of them
 
 
+FITTED: dict[bytes, SampleModel] = {}  # the latest KEPT, by all that a fit depends on
+
+
 def fit(slide: Slide, seed: int = 0) -> SampleModel:
-    """Fits a sample with counts.
+    """Fits a sample with counts; the folds of a run ask for the same ones, which are kept.
 
     Raises:
       InputError: no gene varies.
     """
+    key = _key(slide, seed)
+    model = FITTED.pop(key, None) or _fitted(slide, seed)
+    FITTED[key] = model
+    while len(FITTED) > KEPT:
+        del FITTED[next(iter(FITTED))]
+    return model
+
+
+def _key(slide: Slide, seed: int) -> bytes:
+    counts = slide.counts
+    digest = hashlib.blake2b(f"{seed} {counts.shape}".encode())
+    for array in (counts.data, counts.indices, counts.indptr, slide.coords_um):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def _fitted(slide: Slide, seed: int) -> SampleModel:
     spots = some_spots(slide.coords_um, seed)
     counts, coords = slide.counts[spots], slide.coords_um[spots]
     logged = _log_normalized(counts)
