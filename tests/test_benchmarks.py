@@ -283,6 +283,15 @@ def test_workers(harness, tmp_path):
         harness.measure(str(script), [{**orders[0], "n": -1}], repeats=1)
 
 
+def test_a_worker_that_takes_too_long_is_stopped(harness, tmp_path):
+    script = tmp_path / "script.py"
+    sleeping = SCRIPT.replace('"twice": 2 * order["n"]', '"slept": __import__("time").sleep(600)')
+    script.write_text(sleeping.format(folder=str(FOLDER)))
+    order = {"what": "test", "impl": "x", "n": 600, "devices": 1}
+    with pytest.raises(RuntimeError, match="ended with -9"):
+        harness.measure(str(script), [order], repeats=1, limit=2.0)
+
+
 def test_devices_of_a_worker(harness, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
