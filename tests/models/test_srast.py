@@ -386,6 +386,22 @@ def test_latent_norm_gives_every_sample_the_same_axes(pairs):
         assert ((z**3).sum(axis=0) > -1e-2).all()
 
 
+def test_the_rows_of_a_step_are_the_same_in_pieces(pairs):
+    learned = FLOW.learn(pairs[0], Fitted(None, None))
+    ((_, _, rows),) = features.blocks(pairs[0], learned, np.arange(6), 10_000)
+    whole = SplitBatches(rows, ("s0",), 100)
+    pieces = dataclasses.replace(whole, at_once=16)
+    for devices, width in ((1, 16), (4, 64)):
+        steps = [
+            [list(step) for step in each.batches(0, 1, 0, devices)] for each in (whole, pieces)
+        ]
+        assert len(steps[0]) == whole.steps
+        for (only,), parts in zip(*steps, strict=True):
+            assert {len(part.counts) for part in parts} == {width}
+            together = np.concatenate([part.place[part.counts > 0] for part in parts])
+            np.testing.assert_array_equal(together, only.place[only.counts > 0])
+
+
 def test_a_sample_is_fitted_once(pairs, monkeypatch):
     """Also where it was read again; other counts, places and seeds are other samples."""
     low, fitted = pairs[0].low, []

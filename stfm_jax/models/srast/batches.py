@@ -57,6 +57,7 @@ class SplitBatches:
     rows: SplitRows
     names: tuple[str, ...]  # of the samples, for messages
     size: int  # rows of a step
+    at_once: int = 1 << 31  # that a device takes at a time, at most
 
     @property
     def width(self) -> int:
@@ -75,6 +76,8 @@ class SplitBatches:
     ) -> Iterator[Iterator[SplitRows]]:
         order = np.random.default_rng([seed, epoch]).permutation(len(self.rows.counts))
         size = -(-self.size // devices) * devices
+        at_once = min(size, self.at_once * devices)
         for step in range(first, self.steps):
             index = order[step * self.size : (step + 1) * self.size]
-            yield iter([padded(taken(self.rows, index), size)])
+            pieces = [index[i : i + at_once] for i in range(0, len(index), at_once)]
+            yield iter([padded(taken(self.rows, piece), at_once) for piece in pieces])

@@ -122,7 +122,9 @@ class SRastMethod(Method):
             of_each = [genes[pair.high.name] for pair in pairs]
             training = flow.training_set(pairs, of_each, run.seed, run.once)
             names = tuple(pair.high.name for pair in pairs)
-            batches = SplitBatches(joined(training.rows), names, self.settings.batch)
+            batch = self.settings.batch
+            at_once = _at_once(run.mesh, batch) // run.mesh.size
+            batches = SplitBatches(joined(training.rows), names, batch, at_once)
             return training, Stage(flow, batches, training.fitted.flow)
 
         def select() -> tuple[SplitTraining, Stage]:
