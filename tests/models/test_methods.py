@@ -180,6 +180,7 @@ HOLD = {  # as of_spots must find; without it a test could pass that looks for t
     "gated": {"near/kernel/landmarks", "near/kernel/weights"},
     "anchor": ANCHORED,
     "stflow": ANCHORED,
+    "stflow_one_step": {"fitted/anchor/landmarks", "fitted/anchor/weights"},
     "holotea": {*ANCHORED, "fitted/residuals"},
     "holotea_he": {*ANCHORED, "fitted/residuals"},
 }
