@@ -142,6 +142,7 @@ def get_config() -> ConfigDict:
 
     networks = config.networks = ConfigDict()  # the networks that ours are compared with
     networks.batch = 64  # spots of a step
+    networks.patience = 20  # epochs without a better one that end the selection; 0: none
     networks.passes = 2  # of every slide in an epoch, where a step is a slide
 
     stnet = config.stnet = ConfigDict()
@@ -221,6 +222,7 @@ def get_config() -> ConfigDict:
     srast.width = 16
     srast.blocks = 1
     srast.heads = 2
+    srast.patience = 0  # epochs without a better one that end the selection; 0: none
     srast.batch = 4096  # pairs of parent and gene of a step
     srast.pool = 200  # most expressed genes, of which data.num_genes most variable are scored
     srast.trained_on = 200  # most expressed genes; those that are scored are left out
@@ -231,7 +233,6 @@ def get_config() -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.epochs = 100  # at most; the validation slide says how many
-    train.patience = 20  # epochs without a better one that end the selection; 0: none
     train.select = True  # False: train.epochs as they are
     train.refit = True  # on all training slides, after selection; False: keep the best epoch
     train.regions_per_slide = 10

@@ -22,7 +22,7 @@ def get_config():
 def training(config):
     """Of the flow; the mean split is fitted in closed form."""
     config.train.epochs = 25
-    config.train.patience = 8
+    config.srast.patience = 8
     config.train.learning_rate = 3e-3
     config.train.weight_decay = 0.1
     config.train.warmup_steps = 50

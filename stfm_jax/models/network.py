@@ -69,6 +69,7 @@ class NetworkSettings(RegressionSettings):
     """Steps of an epoch."""
 
     batch: int = setting(64, at="networks.batch", least=2)  # spots of a step
+    patience: int = setting(20, at="networks.patience", least=0)  # epochs
     passes: int = setting(2, at="networks.passes", least=1)  # of every slide in an epoch, where a
     # step is a slide
 
@@ -190,7 +191,7 @@ class Network(Method):
             else SpotSteps(sets, names, settings.batch)
         )
         score = None if held is None else self._score(seen, mean, held, genes)
-        return (seen, mean), Stage(self, data, self.given(), score)
+        return (seen, mean), Stage(self, data, self.given(), score, self.settings.patience)
 
     def _score(
         self, seen: Seen, mean: np.ndarray, held: Slide, genes: Genes

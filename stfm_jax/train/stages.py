@@ -33,7 +33,6 @@ class TrainSettings(Settings):
     SECTION: ClassVar[str] = "train"
 
     epochs: int = setting(100, least=1)  # at most; a validation slide says how many
-    patience: int = setting(20, least=0)  # epochs without a better one that end the selection
     select: bool = setting(True)  # False: the epochs as they are
     refit: bool = setting(True)  # on all cases, after selection; False: the best epoch is kept
     regions_per_slide: int = setting(10, least=1)
@@ -61,6 +60,7 @@ class Stage(NamedTuple):
     data: Batches
     arrays: PyTree  # fitted ones
     score: Callable[[PyTree], float] | None = None  # of parameters, on what is held out
+    patience: int = 0  # epochs without a better score that end it; 0: all are run
 
 
 class Outcome(NamedTuple):
@@ -103,7 +103,7 @@ class Run:
 
     def stage(self, kind: str, stage: Stage, epochs: int) -> Trained:
         """Trains, goes on training, or returns what was trained before: "select" or "refit"."""
-        schedule = Schedule(epochs, self.settings.checkpoint_every, self.settings.patience)
+        schedule = Schedule(epochs, self.settings.checkpoint_every, stage.patience)
         trained = train(
             self.directory / kind, f"{self.name} {kind}", stage.trainable, self.settings.optimizer,
             schedule, stage.data, stage.arrays, self.seed, stage.score, self.mesh,

@@ -55,6 +55,7 @@ class SRastSettings(Settings):
     width: int = setting(16, least=1)
     blocks: int = setting(1, least=0)
     heads: int = setting(2)
+    patience: int = setting(0, least=0)  # epochs without a better one that end the selection
     batch: int = setting(4096, least=1)
     pairs_at_once: int = setting(65536, least=1)
     trained_on: int = setting(200, least=1)  # genes; the problem chooses them
@@ -139,7 +140,7 @@ class SRastMethod(Method):
                 for pair in out
             ]  # fmt: skip
             score = _score(flow, fitted.flow, joined(unseen), run)
-            return training, stage._replace(score=score)
+            return training, stage._replace(score=score, patience=self.settings.patience)
 
         outcomes = select_and_refit(run, run.settings.epochs, select, lambda: training_on(cases))
         *_, last = outcomes.values()
