@@ -129,23 +129,11 @@ def draw(order: Row) -> Job:
     params, cache = weights(flow, order), CACHES.get(order["impl"])
 
     def job():
-        draw_on_devices(flow, params, arrays, prepared, order["devices"], cache)
+        ready = ready_to_draw(flow, params, arrays, prepared, order["devices"], cache)
+        ready.draw(flow.evaluations)
         return {"evaluations": EVALUATIONS, **jax_facts()}
 
     return job
-
-
-def draw_on_devices(
-    flow: STFlow,
-    params: dict,
-    arrays: FlowArrays,
-    prepared: PreparedSlide,
-    devices: int = 1,
-    cache_bytes: int | None = None,
-) -> np.ndarray:
-    """One joint draw [n, g] as the product makes it, graph building included; see ready.py."""
-    ready = ready_to_draw(flow, params, arrays, prepared, devices, cache_bytes)
-    return ready.draw(flow.evaluations)
 
 
 def step(order: Row) -> Job:
@@ -282,7 +270,7 @@ def agreement(order: Row) -> Job:
 
     def job():
         key = draw_keys(KEY, 1)[0]
-        ours = draw_on_devices(flow, params, arrays, prepared)
+        ours = ready_to_draw(flow, params, arrays, prepared).draw(flow.evaluations)
         x_0 = _prior_of(arrays, key, prepared)
         theirs = model.draw(model._placed(x_0))
         scale = float(np.sqrt(np.mean(theirs**2)))

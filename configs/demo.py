@@ -2,7 +2,7 @@
 
     python run.py --config=configs/demo.py --workdir=runs/demo
 
-2026-11-28, 2 CPU cores: train and predict 71 s (65 and 6). Three folds of ~150 spots: pearson
+2026-11-28, 2 CPU cores: train and predict 92 s (85 and 8). Three folds of ~150 spots: pearson
 ridge .471, kernel_ridge .499, stflow .506 (seed 0; scores of 2026-11-27).
 """
 

@@ -63,6 +63,12 @@ class Settings:
         return cls(**values, **parts)
 
 
+def recast(kind: type, value: Any, **changes: Any) -> Any:
+    """A dataclass of another kind with the fields that both have; others by `changes`."""
+    names = {f.name for f in dataclasses.fields(kind)} & {f.name for f in dataclasses.fields(value)}
+    return kind(**{name: getattr(value, name) for name in names} | changes)
+
+
 def paths(settings: type[Settings]) -> frozenset[str]:
     """Where all fields of some settings stand in the config, those of nested ones too."""
     own = {path(settings, field) for field in _plain_fields(settings)}

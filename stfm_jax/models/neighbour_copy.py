@@ -27,7 +27,7 @@ from stfm_jax.models.method import (
 )
 from stfm_jax.models.regression import RegressionSettings, seen_of
 from stfm_jax.regression import features as feature_ops
-from stfm_jax.settings import Settings, nested, setting
+from stfm_jax.settings import Settings, nested, recast, setting
 
 NOT_MEASURED = "no other section of its stack is measured"
 
@@ -52,7 +52,7 @@ class StackSettings(Settings):
     @property
     def reach(self) -> Reach:
         """How neighbours are retrieved."""
-        return Reach(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reach)})
+        return recast(Reach, self)
 
 
 class State(NamedTuple):

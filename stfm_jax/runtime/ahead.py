@@ -9,15 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
-from jax.sharding import Mesh
 
 From, To = TypeVar("From"), TypeVar("To")
 
 
-def threads(mesh: Mesh) -> int:
+def threads(devices: int = 1) -> int:
     """Parts to compute at a time: a core takes one; of several devices all share each part."""
-    alone = mesh.size == 1 and jax.process_count() == 1
-    return os.cpu_count() or 1 if alone and mesh.devices.flat[0].platform == "cpu" else 1
+    alone = devices == 1 and jax.process_count() == 1
+    return os.cpu_count() or 1 if alone and jax.default_backend() == "cpu" else 1
 
 
 def computed(

@@ -2,7 +2,7 @@
 
 The threads of one BLAS call gain little on matrices of this size, and wait for one another where
 other work shares the cores. An eigendecomposition of 1,500 rows (2026-11-28, 2 quiet cores) takes
-.50 s of one thread and .39 s of two, so two of them take .50 s side by side and .78 s in turns:
+.50 s of one thread and .39 s of two:
 
     OPENBLAS_NUM_THREADS=1 python -m timeit -s "import numpy, scipy.linalg; \\
         a = numpy.random.rand(1500, 1500); a = a @ a.T" "scipy.linalg.eigh(a)"

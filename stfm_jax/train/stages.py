@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from stfm_jax.data.slide import Slide
 from stfm_jax.regression.regressors import leave_out_groups
-from stfm_jax.settings import Settings, setting
+from stfm_jax.settings import Settings, recast, setting
 from stfm_jax.train.loop import Batches, Schedule, Trained, train
 from stfm_jax.train.state import Optimizer, Trainable
 
@@ -49,8 +49,7 @@ class TrainSettings(Settings):
     @property
     def optimizer(self) -> Optimizer:
         """The settings of the optimizer."""
-        names = [field.name for field in dataclasses.fields(Optimizer)]
-        return Optimizer(**{name: getattr(self, name) for name in names})
+        return recast(Optimizer, self)
 
 
 class Stage(NamedTuple):

@@ -42,8 +42,8 @@ def read(path: Path, sep: str) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
             widths.add(len(values))
     if len(genes) == 0:
         raise ValueError("no genes or no spots")
-    if widths != {len(genes)}:
-        raise ValueError(f"{len(genes)} gene names, but {max(widths)} columns")
+    if others := widths - {len(genes)}:
+        raise ValueError(f"{len(genes)} gene names, but {max(others)} columns")
     columns, counts = zip(*rows, strict=True)
     indptr = np.concatenate([[0], np.cumsum([len(row) for row in columns])])
     matrix = np.concatenate(counts), np.concatenate(columns), indptr

@@ -124,8 +124,7 @@ class SRastMethod(Method):
             training = flow.training_set(pairs, of_each, run.seed, run.once)
             names = tuple(pair.high.name for pair in pairs)
             batch = self.settings.batch
-            at_once = _at_once(run.mesh, batch) // run.mesh.size
-            batches = SplitBatches(joined(training.rows), names, batch, at_once)
+            batches = SplitBatches(joined(training.rows), names, batch, _at_once(batch))
             return training, Stage(flow, batches, training.fitted.flow)
 
         def select() -> tuple[SplitTraining, Stage]:
@@ -151,7 +150,8 @@ class SRastMethod(Method):
         flow, mesh, draws = self.settings.flow, request.mesh, request.draws
         learned = flow.learn(case, state.fitted, request.seed)
         params, arrays = replicate(mesh, (state.params, state.fitted.flow))
-        key, at_once = jax.random.key(request.seed), _at_once(mesh, self.settings.pairs_at_once)
+        key = jax.random.key(request.seed)
+        at_once = mesh.size * _at_once(self.settings.pairs_at_once)
 
         def split(part: tuple[Pairs, np.ndarray, SplitRows]) -> Split:
             pairs, children, rows = part
@@ -166,7 +166,7 @@ class SRastMethod(Method):
 
         genes = columns(case, request.genes.scored)
         parts = features.blocks(case, learned, genes, at_once)
-        workers = ahead.threads(mesh)
+        workers = ahead.threads(mesh.size)
         yield from ahead.computed(split, parts, workers, 2 * workers + AHEAD // max(draws, 1))
 
     def individual_data(self, state: State) -> dict[str, str]:
@@ -176,14 +176,14 @@ class SRastMethod(Method):
         return within("fitted/images/depth", regressors.individual_data(images.depth))
 
 
-def _at_once(mesh: Mesh, most: int) -> int:
-    """Pairs of a part: so many on every device, but no more than PIECE on a CPU."""
-    return mesh.size * (min(most, PIECE) if mesh.devices.flat[0].platform == "cpu" else most)
+def _at_once(most: int) -> int:
+    """Pairs that a device takes at a time: so many, but no more than PIECE where it is a CPU."""
+    return min(most, PIECE) if jax.default_backend() == "cpu" else most
 
 
 def _padded_size(mesh: Mesh, n: int, at_once: int) -> int:
     """Pairs [n] with padding: on a CPU always as many, which are skipped, so as to compile once."""
-    if mesh.devices.flat[0].platform == "cpu":
+    if jax.default_backend() == "cpu":
         return at_once
     return mesh.size * bucket_size(-(-n // mesh.size))
 
@@ -221,7 +221,7 @@ def _score(flow: SRast, arrays: SplitArrays, rows: SplitRows, run: Run) -> Calla
         rng = np.random.default_rng(run.seed)
         some = rng.choice(len(rows.counts), VALIDATION_ROWS, replace=False)
         rows = taken(rows, np.sort(some))
-    n, size = len(rows.counts), _at_once(mesh, VALIDATION_ROWS)
+    n, size = len(rows.counts), mesh.size * _at_once(VALIDATION_ROWS)
     size = min(size, _padded_size(mesh, n, size))
     whole = padded(rows, -(-n // size) * size)
     starts = range(0, n, size)
@@ -233,7 +233,7 @@ def _score(flow: SRast, arrays: SplitArrays, rows: SplitRows, run: Run) -> Calla
         def drawn(piece: SplitRows) -> np.ndarray:
             return fetch(draw(params, arrays, piece, jax.random.key(run.seed)))
 
-        pieces = list(ahead.computed(drawn, placed, ahead.threads(mesh), len(placed)))
+        pieces = list(ahead.computed(drawn, placed, ahead.threads(mesh.size), len(placed)))
         draws = np.concatenate(pieces, axis=1)[:, :n]
         found = metrics.crps(draws * weight, rows.ratios * weight)
         return -float(found.sum() / weight.mean())

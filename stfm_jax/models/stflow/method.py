@@ -123,9 +123,9 @@ class STFlowMethod(Method):
         part, held = run.held_out(slides)
         training = flow.training_set(part, genes.targets, run.seed, run.once)
         stage = stage_of(flow, training, run, self._score(flow, training, held, genes, run))
-        return training, stage._replace(trainable=TowerAlone(flow)) if _by_tower(
-            flow, run
-        ) else stage
+        if _by_tower(flow, run):
+            stage = stage._replace(trainable=TowerAlone(flow))
+        return training, stage
 
     def trained_on_part(self, slides: Sequence[Slide], genes: Genes, run: Run) -> Outcome:
         """The whole network of the selection's best epoch; HoloTea's selection stands on it."""

@@ -22,7 +22,7 @@ from stfm_jax.models.stflow.flow import FlowArrays, STFlow, draw_prior
 from stfm_jax.models.stflow.method import State, STFlowMethod, stage_of
 from stfm_jax.models.stflow.settings import STFlowSettings
 from stfm_jax.runtime.devices import fetch
-from stfm_jax.settings import setting
+from stfm_jax.settings import recast, setting
 
 
 class Taught(NamedTuple):
@@ -42,14 +42,12 @@ class OneStep(STFlow):
     @classmethod
     def of(cls, flow: STFlow) -> OneStep:
         """What learns from a flow."""
-        return cls(**_fields(flow) | {"evaluations": 1, "taught_by": flow.evaluations})
+        return recast(cls, flow, evaluations=1, taught_by=flow.evaluations)
 
     @property
     def teacher(self) -> STFlow:
         """What it learns from."""
-        known = {field.name for field in dataclasses.fields(STFlow)}
-        own = {name: value for name, value in _fields(self).items() if name in known}
-        return STFlow(**own | {"evaluations": self.taught_by})
+        return recast(STFlow, self, evaluations=self.taught_by)
 
     def gate(self, t: jax.Array) -> float:
         return 1.0
@@ -81,10 +79,6 @@ class OneStep(STFlow):
         return joint.masked_sum(error**2, batch.spot_mask)
 
 
-def _fields(flow: STFlow) -> dict:
-    return {field.name: getattr(flow, field.name) for field in dataclasses.fields(flow)}
-
-
 @dataclasses.dataclass(frozen=True)
 class OneStepSettings(STFlowSettings):
     """Those of the flow that it learns from, and for how long."""
@@ -94,8 +88,7 @@ class OneStepSettings(STFlowSettings):
     @property
     def base(self) -> STFlowSettings:
         """Of the flow it learns from."""
-        names = [field.name for field in dataclasses.fields(STFlowSettings)]
-        return STFlowSettings(**{name: getattr(self, name) for name in names})
+        return recast(STFlowSettings, self)
 
     def flow(self, num_genes: int) -> OneStep:
         return OneStep.of(super().flow(num_genes))

@@ -12,7 +12,7 @@ from stfm_jax.models.stflow.flow import STFlow
 from stfm_jax.models.stflow.method import State, STFlowMethod
 from stfm_jax.models.stflow.settings import STFlowSettings
 from stfm_jax.regression.features import STANDARDIZATIONS
-from stfm_jax.settings import Settings, setting
+from stfm_jax.settings import Settings, recast, setting
 
 # Sizes are those of `STFlowSettings`, which are published.
 _FORM = {
@@ -52,7 +52,7 @@ class PublishedSettings(Settings):
     @property
     def form(self) -> STFlowSettings:
         """As fields of ours."""
-        return STFlowSettings(**_FORM, **dataclasses.asdict(self))
+        return recast(STFlowSettings, self, **_FORM)
 
     @property
     def neighbors(self) -> int:

@@ -11,10 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +29,7 @@ from stfm_jax.nn.stflow_net import Layer, STFlowNet, run_tiles
 from stfm_jax.ops.frames import edge_geometry
 from stfm_jax.ops.neighbors import knn_graph
 from stfm_jax.ops.tiles import Tiles, hilbert_order, tile
+from stfm_jax.runtime import ahead
 
 _LOG = logging.getLogger("stfm_jax")
 CHUNK = 2_560  # spots of a step on a CPU, whose cores take several; accelerators take 50 times more
@@ -258,10 +257,13 @@ def _joined(part: Callable, total: int, rows: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def _of_all(function: Callable, inputs: Iterable) -> list:
+def _of_all(function: Callable, inputs: Sequence) -> list:
     """The function's results, some chunks at once."""
-    with ThreadPoolExecutor(_workers()) as pool:
-        return list(pool.map(lambda each: jax.block_until_ready(function(each)), inputs))
+
+    def done(each):
+        return jax.block_until_ready(function(each))
+
+    return list(ahead.computed(done, inputs, ahead.threads(), len(inputs)))
 
 
 def _fill(values: np.ndarray, size: int) -> np.ndarray:
@@ -269,11 +271,6 @@ def _fill(values: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate(
         [values, np.broadcast_to(values[0], (size - len(values), *values.shape[1:]))]
     )
-
-
-def _workers() -> int:
-    """Chunks at once: XLA's CPU code leaves cores idle between the small steps of one."""
-    return os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
 
 
 # What is compiled: once for all chunks of all slides.
